@@ -1,0 +1,57 @@
+"""What can go wrong, as a tree.
+
+    BitsmithError                  every error a user can cause; the CLI prints its message and exits with `exit_code`
+    |- ModelError          (3)     the model file or module cannot be read, or is not valid
+    |  `- UnsupportedError (4)     the model is valid, but uses what bitsmith cannot compile; lists all of it
+    |- InputError          (5)     arrays, shapes or options that do not fit
+    |- PlanError           (6)     a plan that does not parse or does not fit its graph
+    |- TargetError         (7)     the chip or toolchain cannot do what was asked
+    |- ArtifactError       (8)     an artifact that is missing, damaged or not for this machine
+    |- OutputError         (9)     the result cannot be written
+    |- ConstraintError     (10)    the search met no plan within the constraints (it still reports the closest)
+    `- InternalError       (70)    a broken promise of our own (a pass made an invalid graph); please report it
+
+Messages say what is wrong, where, and how to mend it.
+"""
+
+
+class BitsmithError(Exception):
+    """Base of all errors that bitsmith raises on purpose."""
+
+    exit_code = 1
+
+
+class ModelError(BitsmithError):
+    exit_code = 3
+
+
+class UnsupportedError(ModelError):
+    exit_code = 4
+
+
+class InputError(BitsmithError, ValueError):
+    exit_code = 5
+
+
+class PlanError(BitsmithError, ValueError):
+    exit_code = 6
+
+
+class TargetError(BitsmithError):
+    exit_code = 7
+
+
+class ArtifactError(BitsmithError):
+    exit_code = 8
+
+
+class OutputError(BitsmithError, OSError):
+    exit_code = 9
+
+
+class ConstraintError(BitsmithError):
+    exit_code = 10
+
+
+class InternalError(BitsmithError):
+    exit_code = 70
