@@ -1,0 +1,1 @@
+"""Choosing a Plan: sensitivity and measured latency, exact allocation, Optuna, finalists measured again."""
