@@ -1,0 +1,68 @@
+"""Builds a graph node by node; types are inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .ir import AttrValue, Graph, Node, TensorType
+from .ops import OPS
+from .verify import verify
+
+
+class GraphBuilder:
+    """Collects inputs, parameters and nodes; `finish` gives the graph.
+
+        b = GraphBuilder("mlp")
+        x = b.input("x", (1, 4))
+        y = b.add("linear", [x, b.param("w", w)], act="clip", lo=0.0)
+        graph = b.finish([y])
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inputs: list[tuple[str, TensorType]] = []
+        self.params: dict[str, np.ndarray] = {}
+        self.nodes: list[Node] = []
+        self.types: dict[str, TensorType] = {}
+
+    def fresh(self, wanted: str) -> str:
+        """`wanted`, or with a number behind it if it is taken."""
+        name, count = wanted, 1
+        while name in self.types:
+            name, count = f"{wanted}_{count}", count + 1
+        return name
+
+    def input(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> str:
+        self.types[name] = TensorType(tuple(shape), dtype)
+        self.inputs.append((name, self.types[name]))
+        return name
+
+    def param(self, name: str, array: np.ndarray) -> str:
+        """A parameter; the name returned may be numbered."""
+        name = self.fresh(name)
+        self.params[name] = array
+        self.types[name] = TensorType(tuple(array.shape), array.dtype.name)
+        return name
+
+    def add(
+        self, op: str, inputs: Sequence[str], *, name: str | None = None, output: str | None = None, **attrs: AttrValue
+    ) -> str:
+        """Append a node and return its output's name. Raises TypeRuleError when the operator's rules are broken.
+
+        `name` is the layer's name, by default the output's; attributes that equal their default are left out.
+        """
+        definition = OPS[op]
+        kinds = [self.types[v] if v else None for v in inputs]
+        types = definition.infer_types(kinds, definition.complete(attrs))
+        output = self.fresh(output or name or f"{op}_{len(self.nodes)}")
+        kept = {k: v for k, v in attrs.items() if v != definition.attrs[k]}
+        self.nodes.append(Node(name or output, op, tuple(inputs), (output,), types, kept))
+        self.types[output] = types[0]
+        return output
+
+    def finish(self, outputs: Sequence[str]) -> Graph:
+        """The graph, verified."""
+        graph = Graph(self.name, tuple(self.inputs), tuple(outputs), tuple(self.nodes), self.params)
+        return verify(graph, "building")

@@ -1,0 +1,17 @@
+"""The operators. To add one, write its OpDef in the file of its family and list it here."""
+
+from .activations import ACTIVATIONS
+from .conv import CONV2D
+from .elementwise import ELEMENTWISE
+from .linear import LINEAR, MATMUL
+from .opdef import OpDef, Sample, TypeRuleError
+from .pool import POOLS
+from .quant import BATCH_NORM, DEQUANTIZE, QUANTIZE
+from .shape import SHAPES
+
+__all__ = ["ACTIVATIONS", "OPS", "OpDef", "Sample", "TypeRuleError"]
+
+OPS: dict[str, OpDef] = {
+    op.name: op
+    for op in (CONV2D, LINEAR, MATMUL, *ELEMENTWISE, *POOLS, *SHAPES, QUANTIZE, DEQUANTIZE, BATCH_NORM)
+}

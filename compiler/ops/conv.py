@@ -1,0 +1,192 @@
+"""Two-dimensional convolution, float and int8 (ARCHITECTURE.md has the formula)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..ir import TensorType
+from .activations import activate_relax
+from .epilogue import EPILOGUE_ATTRS, check_epilogue, check_residual, finish
+from .opdef import Attrs, Coupling, OpDef, Sample, Types, present, require
+
+LAYOUTS = ("NCHW", "NHWC", "NCHW:NHWC")
+
+
+def nchw(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
+    """(n, c, h, w) of a shape in that layout ("NCHW" or "NHWC")."""
+    n, a, b, c = shape
+    return (n, a, b, c) if layout == "NCHW" else (n, c, a, b)
+
+
+def in_layout(attrs: Attrs) -> str:
+    return str(attrs["layout"]).split(":")[0]
+
+
+def out_layout(attrs: Attrs) -> str:
+    return str(attrs["layout"]).split(":")[-1]
+
+
+def out_size(size: int, kernel: int, stride: int, dilation: int, pad: int) -> int:
+    """Output length along one axis; `pad` counts both ends."""
+    return (size + pad - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    x, w = types[0], types[1]
+    assert x is not None and w is not None
+    require(len(x.shape) == 4, f"x must have 4 dimensions, got {x}")
+    require(len(w.shape) == 4, f"w must have 4 dimensions, got {w}")
+    require(attrs["layout"] in LAYOUTS, f"layout {attrs['layout']!r} is not one of {', '.join(LAYOUTS)}")
+    n, c, h, width = nchw(x.shape, in_layout(attrs))
+    groups, out_c = int(attrs["groups"]), w.shape[0]  # type: ignore[arg-type]
+    require(groups > 0 and c % groups == 0 and out_c % groups == 0, f"{c} -> {out_c} channels do not split into {groups} groups")
+    require(w.shape[1] == c // groups, f"w takes {w.shape[1]} channels per group, x has {c // groups}")
+    check_epilogue(x, w, present(types, 2), present(types, 4), out_c, attrs)
+    top, left, bottom, right = attrs["pads"]  # type: ignore[misc]
+    (sh, sw), (dh, dw) = attrs["strides"], attrs["dilations"]  # type: ignore[misc]
+    require(min(top, left, bottom, right) >= 0, f"pads {attrs['pads']} must not be negative")
+    require(min(sh, sw, dh, dw) > 0, f"strides {attrs['strides']} and dilations {attrs['dilations']} must be positive")
+    oh = out_size(h, w.shape[2], sh, dh, top + bottom)
+    ow = out_size(width, w.shape[3], sw, dw, left + right)
+    require(oh > 0 and ow > 0, f"a {w.shape[2]}x{w.shape[3]} kernel does not fit the padded input of {x}")
+    shape = (n, out_c, oh, ow) if out_layout(attrs) == "NCHW" else (n, oh, ow, out_c)
+    check_residual(present(types, 3), shape)
+    return (TensorType(shape, str(attrs["out_dtype"])),)
+
+
+def _reference(inputs: Sequence[Any], attrs: Attrs) -> Any:
+    import torch
+    import torch.nn.functional as functional
+
+    x, w, bias, residual, scale = (*inputs, None, None, None)[:5]
+    if in_layout(attrs) == "NHWC":
+        x = x.permute(0, 3, 1, 2)
+    top, left, bottom, right = attrs["pads"]  # type: ignore[misc]
+    exact = torch.float64 if w.dtype == torch.int8 else torch.float32
+    # Padding after the zero point is taken off pads with true zeros; float64 holds every int32 sum exactly.
+    x = functional.pad(x.to(exact) - attrs["x_zero"], (left, right, top, bottom))
+    acc = functional.conv2d(
+        x,
+        w.to(exact),
+        None if bias is None else bias.to(exact),
+        stride=attrs["strides"],
+        dilation=attrs["dilations"],
+        groups=attrs["groups"],
+    )
+    if out_layout(attrs) == "NHWC":
+        acc = acc.permute(0, 2, 3, 1)
+    elif scale is not None:
+        scale = scale.reshape(1, -1, 1, 1)
+    return finish(acc, residual, scale, attrs).contiguous()
+
+
+def _couple(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
+    x, w = types[0], types[1]
+    assert x is not None and w is not None
+    cin = 1 if in_layout(attrs) == "NCHW" else 3
+    cout = 1 if out_layout(attrs) == "NCHW" else 3
+    out = {("w", 0), ("y", cout)}
+    out |= {(name, 0) for name, i in (("bias", 2), ("scale", 4)) if present(types, i) is not None}
+    out |= {("residual", cout)} if present(types, 3) is not None else set()
+    if attrs["groups"] == 1:
+        return frozenset(out), frozenset({("x", cin), ("w", 1)})
+    if attrs["groups"] == w.shape[0] and w.shape[1] == 1:
+        return (frozenset(out | {("x", cin)}),)
+    return ()
+
+
+def _flops(types: Types, outs: Sequence[TensorType], attrs: Attrs) -> int:
+    w = types[1]
+    assert w is not None
+    return 2 * outs[0].size * w.shape[1] * w.shape[2] * w.shape[3]
+
+
+def _relax(args: Sequence[Any], attrs: Attrs) -> Any:
+    from tvm import relax
+
+    x, w, bias, residual, scale = (*args, None, None, None)[:5]
+    layout, out = in_layout(attrs), out_layout(attrs)
+    y = relax.op.nn.conv2d(
+        x,
+        w,
+        strides=list(attrs["strides"]),  # type: ignore[call-overload]
+        padding=list(attrs["pads"]),  # type: ignore[call-overload]
+        dilation=list(attrs["dilations"]),  # type: ignore[call-overload]
+        groups=attrs["groups"],
+        data_layout=layout,
+        kernel_layout="OIHW",
+        out_layout=out,
+    )
+    for extra, op in ((bias, relax.op.add), (scale, relax.op.multiply)):
+        if extra is not None:
+            y = op(y, relax.op.reshape(extra, (1, -1, 1, 1) if out == "NCHW" else (1, 1, 1, -1)))
+    if residual is not None:
+        y = relax.op.add(y, residual)
+    return activate_relax(y, attrs)
+
+
+def _samples() -> tuple[Sample, ...]:
+    f, u, s, i = "float32", "uint8", "int8", "int32"
+    pads = (1, 1, 1, 1)
+
+    def sample(x: tuple[int, ...], w: tuple[int, ...], res: str | None = None, q: bool = False, **attrs: Any) -> Sample:
+        out = _infer((TensorType(x), TensorType(w)), {**CONV2D_ATTRS, **attrs, "out_dtype": f})[0].shape
+        bias = TensorType((w[0],), i if q else f)
+        import numpy as np
+
+        step = np.linspace(0.5, 1.5, w[0], dtype=np.float32) * np.float32(0.004 / (w[1] * w[2] * w[3]) ** 0.5)
+        residual = None if res is None else TensorType(out, res)
+        return Sample(
+            (TensorType(x, u if q else f), TensorType(w, s if q else f), bias, residual, step if q else None), attrs
+        )
+
+    relu, relu6 = {"act": "clip", "lo": 0.0}, {"act": "clip", "lo": 0.0, "hi": 6.0}
+    nhwc: dict[str, Any] = {"layout": "NHWC"}
+    q8: dict[str, Any] = {"q": True, "out_dtype": u}
+    return (
+        sample((1, 3, 9, 11), (8, 3, 3, 3), strides=(2, 2), pads=(0, 0, 1, 1), **relu6),
+        sample((2, 7, 5, 6), (5, 7, 1, 1)),
+        sample((1, 6, 8, 8), (12, 2, 3, 3), groups=3, pads=pads, act="hard_swish"),
+        sample((1, 6, 9, 7), (6, 1, 5, 5), groups=6, pads=(2, 2, 2, 2), strides=(2, 1), **relu),
+        sample((1, 10, 9, 8), (16, 8, 3, 3), pads=(2, 2, 2, 2), dilations=(2, 2), **nhwc),
+        sample((1, 7, 7, 24), (40, 24, 1, 1), res=f, **nhwc, **relu),
+        sample((1, 14, 13, 40), (40, 1, 3, 3), groups=40, pads=pads, act="silu", **nhwc),
+        sample((1, 12, 12, 33), (33, 1, 5, 5), groups=33, pads=(1, 2, 2, 2), strides=(2, 2), **relu6, **nhwc),
+        sample((2, 6, 6, 16), (32, 8, 3, 3), groups=2, pads=pads, **nhwc),
+        sample((1, 3, 16, 18), (32, 3, 3, 3), layout="NCHW:NHWC", strides=(2, 2), pads=(0, 0, 1, 1), **relu6),
+        sample((1, 3, 17, 15), (24, 3, 7, 7), layout="NCHW:NHWC", strides=(2, 2), pads=(3, 3, 3, 3), **relu),
+        sample((1, 9, 10, 19), (24, 19, 3, 3), x_zero=131, y_zero=7, pads=pads, **q8, **nhwc, act="clip", lo=-7.0, hi=200.0),
+        sample((1, 8, 7, 48), (40, 48, 1, 1), res=u, r_scale=0.7, r_zero=120, y_zero=128, **q8, **nhwc),
+        sample((1, 8, 7, 20), (17, 20, 1, 1), q=True, res=f, **nhwc),
+        sample((1, 11, 12, 40), (40, 1, 3, 3), groups=40, pads=(0, 0, 1, 1), strides=(2, 2), y_zero=3, x_zero=9, **q8, **nhwc),
+        sample((1, 9, 9, 24), (24, 1, 5, 5), groups=24, pads=(2, 2, 2, 2), q=True, x_zero=128, act="hard_swish", **nhwc),
+        sample((1, 3, 12, 14), (16, 3, 3, 3), layout="NCHW:NHWC", strides=(2, 2), pads=(0, 0, 1, 1), x_zero=114, **q8),
+        sample((1, 6, 5, 24), (32, 24, 1, 1), act="silu", y_inv=30.0, y_zero=20, **q8, **nhwc),
+        sample((1, 6, 5, 24), (32, 24, 1, 1), out_dtype=u, y_inv=31.0, y_zero=100, **nhwc),
+        sample((1, 8, 8, 16), (16, 1, 3, 3), groups=16, pads=pads, out_dtype=u, y_inv=20.0, y_zero=60, **relu6, **nhwc),
+    )
+
+
+CONV2D_ATTRS = {
+    **EPILOGUE_ATTRS,
+    "strides": (1, 1),
+    "pads": (0, 0, 0, 0),  # top, left, bottom, right
+    "dilations": (1, 1),
+    "groups": 1,
+    "layout": "NCHW",
+}
+
+CONV2D = OpDef(
+    name="conv2d",
+    inputs=("x", "w", "bias", "residual", "scale"),
+    required=2,
+    infer=_infer,
+    reference=_reference,
+    samples=_samples(),
+    attrs=CONV2D_ATTRS,
+    couple=_couple,
+    flops=_flops,
+    relax=_relax,
+    layer=True,
+)

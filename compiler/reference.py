@@ -1,0 +1,57 @@
+"""The reference executor: runs any graph with each operator's torch definition. Slow, short, and the truth for kernels and passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .ir import Graph, Node
+from .ops import OPS
+
+
+def run_reference(
+    graph: Graph, inputs: Mapping[str, np.ndarray], observe: Callable[[str, np.ndarray], None] | None = None
+) -> dict[str, np.ndarray]:
+    """Outputs by name. `observe(value name, array)` sees every input and node output as it is made.
+
+    Values are dropped after their last use. Raises InputError when an input is missing or has another type.
+    """
+    import torch
+
+    values: dict[str, Any] = {}
+    for name, kind in graph.inputs:
+        array = inputs.get(name)
+        if array is None or tuple(array.shape) != kind.shape or array.dtype.name != kind.dtype:
+            found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise InputError(f"input {name!r} must be {kind}, got {found}")
+        values[name] = torch.from_numpy(np.ascontiguousarray(array))
+        if observe:
+            observe(name, array)
+    last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.inputs}
+    for i, node in enumerate(graph.nodes):
+        values[node.output] = run_node(graph, node, values)
+        if observe:
+            observe(node.output, values[node.output].numpy())
+        for v in node.inputs:
+            if last_use[v] == i and v not in graph.outputs:
+                values.pop(v, None)
+    return {v: _value(graph, v, values).numpy() for v in graph.outputs}
+
+
+def _value(graph: Graph, name: str, values: Mapping[str, Any]) -> Any:
+    import torch
+
+    return values[name] if name in values else torch.from_numpy(np.array(graph.params[name]))
+
+
+def run_node(graph: Graph, node: Node, values: Mapping[str, Any]) -> Any:
+    """One node on torch tensors; parameters are looked up in the graph."""
+    import torch
+
+    op = OPS[node.op]
+    args = [_value(graph, v, values) if v else None for v in node.inputs]
+    with torch.no_grad():
+        return op.reference(args, op.complete(node.attrs)).contiguous()

@@ -1,0 +1,179 @@
+"""Text form of a graph: what golden tests compare and people read. `parse_graph(print_graph(g))` gives g back.
+
+    graph mlp(x: float32[1, 4]) -> y {
+      param w: float32[3, 4]
+      fc: linear(x, w) {act="clip", lo=0.0} -> y: float32[1, 3]
+    }
+
+Parameters are declared without their values; pass them to `parse_graph` to get a runnable graph. An absent input prints as `_`.
+Names are Python string literals where they are not plain identifiers.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from .errors import InputError
+from .ir import AttrValue, Graph, Node, TensorType
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+_TOKEN = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|->|-?inf\b|nan\b|[A-Za-z_][A-Za-z0-9_.]*|-?\d[\w.+-]*|[(){}\[\],:=])""")
+
+
+def _name(text: str) -> str:
+    return text if _PLAIN.match(text) and text != "_" else repr(text)
+
+
+def _names(values: tuple[str, ...]) -> str:
+    return ", ".join(_name(v) if v else "_" for v in values)
+
+
+def _typed(name: str, kind: TensorType) -> str:
+    return f"{_name(name)}: {kind}"
+
+
+def _attr(value: AttrValue) -> str:
+    if isinstance(value, tuple):
+        return "(" + "".join(f"{_attr(v)}, " for v in value).rstrip() + ")"
+    return repr(value)
+
+
+def print_node(node: Node) -> str:
+    """One line, without indentation."""
+    attrs = ", ".join(f"{k}={_attr(v)}" for k, v in node.attrs.items())
+    outs = ", ".join(_typed(o, t) for o, t in zip(node.outputs, node.types, strict=True))
+    return f"{_name(node.name)}: {node.op}({_names(node.inputs)}){f' {{{attrs}}}' if attrs else ''} -> {outs}"
+
+
+def print_graph(graph: Graph) -> str:
+    """The whole graph; parameters in order of first use, unused ones left out."""
+    inputs = ", ".join(_typed(n, t) for n, t in graph.inputs)
+    lines = [f"graph {_name(graph.name)}({inputs}) -> {_names(graph.outputs)} {{"]
+    lines += [f"  param {_typed(p, graph.type_of(p))}" for p in graph.used_params()]
+    lines += [f"  {print_node(node)}" for node in graph.nodes]
+    return "\n".join([*lines, "}", ""])
+
+
+class _Reader:
+    """A cursor over the tokens of a graph's text."""
+
+    def __init__(self, text: str) -> None:
+        self.tokens: list[tuple[str, int]] = []
+        position = 0
+        while text[position:].strip():
+            match = _TOKEN.match(text, position)
+            if match is None:
+                raise InputError(f"graph text, line {text.count(chr(10), 0, position) + 1}: cannot read {text[position:position + 20]!r}")
+            self.tokens.append((match[1], text.count("\n", 0, match.start(1)) + 1))
+            position = match.end()
+        self.index = 0
+
+    def peek(self) -> str:
+        return self.tokens[self.index][0] if self.index < len(self.tokens) else ""
+
+    def fail(self, wanted: str) -> InputError:
+        line = self.tokens[min(self.index, len(self.tokens) - 1)][1] if self.tokens else 1
+        return InputError(f"graph text, line {line}: expected {wanted}, found {self.peek()!r}")
+
+    def take(self, wanted: str | None = None) -> str:
+        token = self.peek()
+        if not token or (wanted is not None and token != wanted):
+            raise self.fail(repr(wanted) if wanted else "more text")
+        self.index += 1
+        return token
+
+    def accept(self, token: str) -> bool:
+        if self.peek() == token:
+            self.index += 1
+            return True
+        return False
+
+    def name(self) -> str:
+        token = self.take()
+        if token[0] in "\"'":
+            return str(ast.literal_eval(token))
+        if not _PLAIN.match(token):
+            self.index -= 1
+            raise self.fail("a name")
+        return "" if token == "_" else token
+
+    def value(self) -> AttrValue:
+        if self.accept("("):
+            items = []
+            while not self.accept(")"):
+                items.append(self.value())
+                self.accept(",")
+            return tuple(items)  # type: ignore[arg-type]
+        token = self.take()
+        if token in ("inf", "-inf", "nan"):
+            return float(token)
+        try:
+            return ast.literal_eval(token)  # type: ignore[no-any-return]
+        except (ValueError, SyntaxError):
+            self.index -= 1
+            raise self.fail("a value") from None
+
+    def listed(self, end: str) -> list[str]:
+        names: list[str] = []
+        while not self.accept(end):
+            names.append(self.name())
+            self.accept(",")
+        return names
+
+    def typed(self) -> tuple[str, TensorType]:
+        name = self.name()
+        self.take(":")
+        dtype = self.take()
+        self.take("[")
+        dims = []
+        while not self.accept("]"):
+            dims.append(int(self.take()))
+            self.accept(",")
+        return name, TensorType(tuple(dims), dtype)
+
+
+def _node(reader: _Reader) -> Node:
+    name = reader.name()
+    reader.take(":")
+    op = reader.name()
+    reader.take("(")
+    inputs = reader.listed(")")
+    attrs: dict[str, AttrValue] = {}
+    if reader.accept("{"):
+        while not reader.accept("}"):
+            key = reader.take()
+            reader.take("=")
+            attrs[key] = reader.value()
+            reader.accept(",")
+    reader.take("->")
+    outs = [reader.typed()]
+    while reader.accept(","):
+        outs.append(reader.typed())
+    return Node(name, op, tuple(inputs), tuple(o for o, _ in outs), tuple(t for _, t in outs), attrs)
+
+
+def parse_graph(text: str, params: Mapping[str, np.ndarray] | None = None) -> Graph:
+    """Read a graph's text. Parameters not given are zeros. Raises InputError with the line."""
+    reader = _Reader(text)
+    reader.take("graph")
+    name = reader.name()
+    reader.take("(")
+    inputs = []
+    while not reader.accept(")"):
+        inputs.append(reader.typed())
+        reader.accept(",")
+    reader.take("->")
+    outputs = reader.listed("{")
+    table: dict[str, np.ndarray] = {}
+    while reader.accept("param"):
+        param, kind = reader.typed()
+        given = (params or {}).get(param)
+        table[param] = np.zeros(kind.shape, kind.dtype) if given is None else np.asarray(given, kind.dtype)
+    nodes = []
+    while not reader.accept("}"):
+        nodes.append(_node(reader))
+    return Graph(name, tuple(inputs), tuple(outputs), tuple(nodes), table)

@@ -1,0 +1,58 @@
+"""Checks that a graph keeps the IR's promises. Runs after every pass."""
+
+from __future__ import annotations
+
+from .errors import InternalError
+from .ir import Graph, Node
+from .ops import OPS, TypeRuleError
+
+
+def verify(graph: Graph, after: str = "") -> Graph:
+    """Return the graph if names, order, attributes and types are right; raise InternalError otherwise.
+
+    `after` names what made the graph and goes into the message.
+    """
+    try:
+        _check(graph)
+    except TypeRuleError as error:
+        raise InternalError(f"invalid graph {graph.name!r}{f' after {after}' if after else ''}: {error}") from None
+    return graph
+
+
+def _check(graph: Graph) -> None:
+    known = {name for name, _ in graph.inputs}
+    if len(known) != len(graph.inputs):
+        raise TypeRuleError("two graph inputs have one name")
+    clash = known & set(graph.params)
+    if clash:
+        raise TypeRuleError(f"{', '.join(sorted(clash))}: both input and parameter")
+    known |= set(graph.params)
+    layers: set[str] = set()
+    for node in graph.nodes:
+        if node.name in layers:
+            raise TypeRuleError(f"two nodes are called {node.name!r}")
+        layers.add(node.name)
+        _check_node(graph, node, known)
+        known |= set(node.outputs)
+    missing = [value for value in graph.outputs if value not in known]
+    if missing:
+        raise TypeRuleError(f"graph outputs {', '.join(missing)} are made by no node")
+
+
+def _check_node(graph: Graph, node: Node, known: set[str]) -> None:
+    where = f"node {node.name!r} ({node.op})"
+    if node.op not in OPS:
+        raise TypeRuleError(f"{where}: no such operator")
+    for value in node.inputs:
+        if value and value not in known:
+            raise TypeRuleError(f"{where} reads {value!r} before it is made")
+    again = [value for value in node.outputs if value in known]
+    if again:
+        raise TypeRuleError(f"{where} makes {', '.join(again)} a second time")
+    op = OPS[node.op]
+    try:
+        want = op.infer_types([graph.types[v] if v else None for v in node.inputs], op.complete(node.attrs))
+    except TypeRuleError as error:
+        raise TypeRuleError(f"{where}: {error}") from None
+    if want != node.types:
+        raise TypeRuleError(f"{where} has types {', '.join(map(str, node.types))}; its operator gives {', '.join(map(str, want))}")
