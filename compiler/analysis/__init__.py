@@ -1,0 +1,1 @@
+"""What a graph costs, read from the graph alone."""
