@@ -1,0 +1,221 @@
+"""Opening a compiled model and running it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArtifactError, InputError
+from .manifest import LIBRARY, MANIFEST, WEIGHTS, ArraySpec, Manifest, parse_manifest
+from .native import ALIGNMENT, MAX_THREADS, Native
+from .store import copy_artifact, sha256_file
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One kernel call of the compiled model: the layer it belongs to, the kernel, its median time."""
+
+    layer: str
+    kernel: str
+    nanoseconds: float
+
+
+def open(path: str | os.PathLike[str], *, temporary: bool = False) -> Artifact:
+    """The compiled model in the directory `path`, checked and ready to run on one thread.
+
+    Checked are the manifest, the sizes and SHA-256 of the files, the CPU's features, and the checksum of the
+    weights that is compiled into the library. The weights are mapped, not copied. With `temporary` the
+    directory is deleted when the artifact is closed or collected. Raises ArtifactError.
+    """
+    place = Path(os.path.abspath(path))
+    manifest = _read_manifest(place)
+    _check_files(place, manifest)
+    native = Native(place, manifest.target)
+    if native.description != (manifest.inputs, manifest.outputs, manifest.arena_bytes):
+        native.close()
+        raise ArtifactError(
+            f"{place}: model.so and manifest.json describe different models: compile it again"
+        )
+    return Artifact(place, manifest, native, place if temporary else None)
+
+
+class Artifact:
+    """A compiled model, opened: made by `bitsmith.open` and `bitsmith.compile`.
+
+    May be used from several threads; calls then wait for each other. Open it twice to run in parallel. As a
+    context manager it closes itself.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, native: Native, delete: Path | None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._native = native
+        self._release = weakref.finalize(self, _release, native, delete)
+
+    @property
+    def inputs(self) -> tuple[ArraySpec, ...]:
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[ArraySpec, ...]:
+        return self.manifest.outputs
+
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """The Plan that it was compiled with, as JSON data."""
+        return self.manifest.plan
+
+    @property
+    def ledger(self) -> tuple[Mapping[str, Any], ...]:
+        """One row per layer, as JSON data."""
+        return self.manifest.ledger
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk of all that is needed to run: library, weights and manifest."""
+        return sum(r.bytes for r in self.manifest.files.values()) + (self.path / MANIFEST).stat().st_size
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of working memory, beside the mapped weights and the caller's inputs and outputs."""
+        return self.manifest.arena_bytes
+
+    @property
+    def threads(self) -> int:
+        return self._native.threads
+
+    def set_threads(self, threads: int) -> None:
+        """Runs from now on use `threads` threads, the caller's included (1 to 256). Raises InputError."""
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+            raise InputError(f"threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
+        self._native.set_threads(threads)
+
+    def run(self, *arrays: np.ndarray, **named: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the model on its inputs, in order or by name; returns a new array for each output, by name.
+
+        Arrays need the input's exact shape. Another data type is converted when no value can change (numpy's
+        "safe" rule: float16 or uint8 to float32, but not float64); a view that the library cannot read in
+        place is copied. Raises InputError.
+        """
+        inputs = self._bind(arrays, named)
+        outputs = self._fresh_outputs()
+        self._native.run(inputs, outputs)
+        return {spec.name: array for spec, array in zip(self.outputs, outputs, strict=True)}
+
+    def profile(self, *arrays: np.ndarray, repeats: int = 20, **named: np.ndarray) -> list[StepTime]:
+        """The median time of each step over `repeats` runs, after one to warm up. Inputs as for `run`."""
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+            raise InputError(f"repeats must be an integer >= 1, got {repeats!r}")
+        inputs, outputs = self._bind(arrays, named), self._fresh_outputs()
+        steps = self._native.steps()
+        times = np.zeros((repeats, len(steps)), np.uint64)
+        self._native.run(inputs, outputs)
+        for row in times:
+            self._native.profile(inputs, outputs, row)
+        medians = np.median(times, axis=0)
+        return [StepTime(*step, float(ns)) for step, ns in zip(steps, medians, strict=True)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Copies the artifact to the directory `path`, which appears complete or not at all, and returns it.
+
+        Replaces an artifact that is there; anything else is left alone. Raises OutputError.
+        """
+        return copy_artifact(self.path, path, self.manifest.files)
+
+    def close(self) -> None:
+        """Frees its memory and threads. It cannot run any more; closing twice is allowed."""
+        self._release()
+
+    def __enter__(self) -> Artifact:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        ins, outs = ", ".join(map(str, self.inputs)), ", ".join(map(str, self.outputs))
+        return f"<Artifact {self.manifest.name!r} for {self.manifest.target}: {ins} -> {outs}>"
+
+    def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        expected = f"the model's inputs are {', '.join(map(str, self.inputs))}"
+        if len(arrays) > len(self.inputs):
+            raise InputError(f"{len(arrays)} arrays given; {expected}")
+        given = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=False)}
+        unknown = named.keys() - {spec.name for spec in self.inputs}
+        if unknown:
+            raise InputError(f"no input is called {', '.join(map(repr, sorted(unknown)))}; {expected}")
+        if twice := named.keys() & given.keys():
+            raise InputError(f"input {min(twice)!r} is given by position and by name; {expected}")
+        given |= named
+        missing = [spec.name for spec in self.inputs if spec.name not in given]
+        if missing:
+            raise InputError(f"input {', '.join(map(repr, missing))} is missing; {expected}")
+        return [_fit(spec, given[spec.name]) for spec in self.inputs]
+
+    def _fresh_outputs(self) -> list[np.ndarray]:
+        return [np.empty(spec.shape, spec.dtype) for spec in self.outputs]
+
+
+def _fit(spec: ArraySpec, value: Any) -> np.ndarray:
+    """`value` as the library reads it: contiguous, aligned, of the input's type. Raises InputError."""
+    array = np.asarray(value)
+    if array.shape != spec.shape:
+        batch = array.shape == spec.shape[1:] and spec.shape[0] == 1
+        hint = "; add the batch axis: array[None]" if batch else ""
+        raise InputError(f"input {spec.name!r} must have shape {spec.shape}, got {array.shape}{hint}")
+    if array.dtype != spec.dtype and not np.can_cast(array.dtype, spec.dtype, "safe"):
+        raise InputError(
+            f"input {spec.name!r} must be {spec.dtype}, got {array.dtype}, which does not convert without "
+            f"loss; use array.astype({spec.dtype!r}) if that is meant"
+        )
+    fitting = np.ascontiguousarray(array, spec.dtype).reshape(spec.shape)
+    return fitting if fitting.__array_interface__["data"][0] % ALIGNMENT == 0 else fitting.copy()
+
+
+def _read_manifest(place: Path) -> Manifest:
+    if not place.is_dir():
+        what = "is a file" if place.exists() else "does not exist"
+        raise ArtifactError(f"{place} {what}: an artifact is the directory that `bitsmith compile` writes")
+    path = place / MANIFEST
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{place} is not an artifact: cannot read {path.name}: {error.strerror}"
+        ) from None
+    return parse_manifest(text, str(path))
+
+
+def _check_files(place: Path, manifest: Manifest) -> None:
+    for name in (LIBRARY, WEIGHTS):
+        path, record = place / name, manifest.files[name]
+        try:
+            size = path.stat().st_size
+            matches = size == record.bytes and sha256_file(path) == record.sha256
+        except OSError as error:
+            raise ArtifactError(f"{place} is damaged: cannot read {name}: {error.strerror}") from None
+        if size != record.bytes:
+            raise ArtifactError(
+                f"{place} is damaged: {name} has {size} bytes, not {record.bytes}: copy or compile it again"
+            )
+        if not matches:
+            raise ArtifactError(
+                f"{place} is damaged: {name} is not the file that the manifest describes (SHA-256 differs): "
+                "copy or compile it again"
+            )
+
+
+def _release(native: Native, delete: Path | None) -> None:
+    native.close()
+    if delete is not None:
+        shutil.rmtree(delete, ignore_errors=True)

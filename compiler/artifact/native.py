@@ -1,0 +1,154 @@
+"""model.so through ctypes: the functions of bitsmith.h, with error codes turned into exceptions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ArtifactError, InputError
+from .manifest import LIBRARY, ArraySpec
+
+ABI_VERSION = 1
+ALIGNMENT = 16  # of inputs and outputs, in bytes
+MAX_THREADS = 256
+_BAD_ARGUMENT, _BAD_CPU = 1, 3
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("rank", ctypes.c_int32),
+        ("bytes", ctypes.c_uint64),
+    ]
+
+
+class Native:
+    """One opened instance of the library in `directory`. Calls wait for each other.
+
+    Raises ArtifactError when the library does not load, or refuses its weights or this machine.
+    """
+
+    def __init__(self, directory: Path, target: str) -> None:
+        self._lock = threading.Lock()
+        self._model = ctypes.c_void_p()
+        try:
+            self._library = ctypes.CDLL(_unique_spelling(directory / LIBRARY), mode=ctypes.RTLD_LOCAL)
+            _declare(self._library)
+        except (OSError, AttributeError) as error:
+            raise ArtifactError(
+                f"{directory / LIBRARY} does not load: {error}. It was compiled for target {target!r}; "
+                "compile the model for this machine (--target host)"
+            ) from None
+        code = self._library.bitsmith_open(ABI_VERSION, os.fsencode(directory), ctypes.byref(self._model))
+        if code:
+            message = self._message()
+            self._unload()
+            remedy = "compile the model again"
+            if code == _BAD_CPU:
+                remedy = f"it was compiled for target {target!r}; compile it for this machine: --target host"
+            raise ArtifactError(f"{directory}: {message}; {remedy}")
+        self.description = (self._specs("input"), self._specs("output"), self._library.bitsmith_arena_bytes())
+
+    def steps(self) -> tuple[tuple[str, str], ...]:
+        """(layer, kernel) of each step, in order."""
+        with self._lock:
+            self._opened()
+            count = self._library.bitsmith_step_count()
+            layer, kernel = self._library.bitsmith_step_layer, self._library.bitsmith_step_kernel
+            return tuple((layer(i).decode(), kernel(i).decode()) for i in range(count))
+
+    @property
+    def threads(self) -> int:
+        with self._lock:
+            return int(self._library.bitsmith_threads(self._opened()))
+
+    def set_threads(self, threads: int) -> None:
+        with self._lock:
+            self._check(self._library.bitsmith_set_threads(self._opened(), threads))
+
+    def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        """Fills `outputs`. All arrays contiguous, aligned, of the model's types and shapes."""
+        with self._lock:
+            self._check(self._library.bitsmith_run(self._opened(), _pointers(inputs), _pointers(outputs)))
+
+    def profile(
+        self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], step_ns: np.ndarray
+    ) -> None:
+        """The same, and writes nanoseconds of each step to `step_ns`, uint64[steps]."""
+        with self._lock:
+            pointers = _pointers(inputs), _pointers(outputs), ctypes.c_void_p(step_ns.ctypes.data)
+            self._check(self._library.bitsmith_profile(self._opened(), *pointers))
+
+    def close(self) -> None:
+        with self._lock:
+            if self._model:
+                self._library.bitsmith_close(self._model)
+                self._model = ctypes.c_void_p()
+                self._unload()
+
+    def _opened(self) -> ctypes.c_void_p:
+        if not self._model:
+            raise ArtifactError("the artifact is closed: open it again")
+        return self._model
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise (InputError if code == _BAD_ARGUMENT else ArtifactError)(self._message())
+
+    def _message(self) -> str:
+        return str(self._library.bitsmith_last_error().decode(errors="replace"))
+
+    def _specs(self, kind: str) -> tuple[ArraySpec, ...]:
+        count = getattr(self._library, f"bitsmith_{kind}_count")()
+        tensors = [getattr(self._library, f"bitsmith_{kind}")(i).contents for i in range(count)]
+        return tuple(ArraySpec(t.name.decode(), tuple(t.shape[: t.rank]), t.dtype.decode()) for t in tensors)
+
+    def _unload(self) -> None:
+        # A search opens hundreds of libraries; ctypes never unloads one by itself.
+        ctypes.CDLL(None).dlclose(ctypes.c_void_p(self._library._handle))
+
+
+def _unique_spelling(path: Path) -> str:
+    """`path`, spelt so that two files never share a spelling.
+
+    The dynamic loader takes a path it has seen for the library it has loaded, even when the file was replaced
+    since. While a library is loaded nothing else gets its inode number, so that number, as a row of `/` and
+    `/.` between directory and file, tells the two apart; and it opens the same file.
+    """
+    inode = os.stat(path).st_ino
+    return f"{path.parent}{''.join('/.' if bit == '1' else '/' for bit in f'{inode:b}')}/{path.name}"
+
+
+def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(arrays))(*(array.__array_interface__["data"][0] for array in arrays))
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    text, pointer, number, size = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64
+    signatures: dict[str, tuple[type | None, tuple[type, ...]]] = {
+        "open": (number, (number, text, pointer)),
+        "close": (None, (pointer,)),
+        "set_threads": (number, (pointer, number)),
+        "threads": (number, (pointer,)),
+        "run": (number, (pointer, pointer, pointer)),
+        "profile": (number, (pointer, pointer, pointer, pointer)),
+        "last_error": (text, ()),
+        "arena_bytes": (size, ()),
+        "input_count": (number, ()),
+        "output_count": (number, ()),
+        "input": (ctypes.POINTER(_Tensor), (number,)),
+        "output": (ctypes.POINTER(_Tensor), (number,)),
+        "step_count": (number, ()),
+        "step_layer": (text, (number,)),
+        "step_kernel": (text, (number,)),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, f"bitsmith_{name}")
+        function.restype, function.argtypes = result, arguments

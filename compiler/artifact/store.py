@@ -1,0 +1,145 @@
+"""Writing an artifact's directory: made beside its place, then moved there, so it is complete or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ArtifactError, OutputError
+from .manifest import FORMAT, HEADER, LIBRARY, MANIFEST, WEIGHTS, FileRecord, Manifest
+
+Content = bytes | memoryview | np.ndarray | Path
+_OURS = {LIBRARY, WEIGHTS, MANIFEST, HEADER}
+_CHUNK = 1 << 20
+
+
+def write_artifact(
+    directory: str | os.PathLike[str],
+    manifest: Manifest,
+    *,
+    library: Content,
+    weights: Content,
+    header: Content,
+) -> Path:
+    """Writes an artifact to `directory` and returns its path.
+
+    `library`, `weights` and `header` (bitsmith.h) are contents or files to copy; `manifest.files` is filled
+    in. An artifact that is there already is replaced. Raises OutputError when the place cannot be written or
+    holds anything else; then it is as it was before.
+    """
+    contents = {LIBRARY: library, WEIGHTS: weights, HEADER: header}
+    with _staged(Path(directory)) as stage:
+        records = {name: _write(stage / name, content) for name, content in contents.items()}
+        del records[HEADER]  # documentation: nothing reads it at run time
+        _write(stage / MANIFEST, replace(manifest, files=records).to_json().encode())
+    return Path(directory)
+
+
+def copy_artifact(source: Path, directory: str | os.PathLike[str], files: Mapping[str, FileRecord]) -> Path:
+    """Copies the artifact at `source`, whose files must be `files`. Raises OutputError, ArtifactError."""
+    with _staged(Path(directory)) as stage:
+        for name in sorted(_OURS):
+            if name == HEADER and not (source / name).exists():
+                continue
+            record = _write(stage / name, source / name)
+            if record != files.get(name, record):
+                raise ArtifactError(
+                    f"{source / name} has changed since it was opened: compile the model again"
+                )
+    return Path(directory)
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _staged(directory: Path) -> Iterator[Path]:
+    """A fresh directory that takes the place of `directory` when the block succeeds, else vanishes."""
+    place = Path(os.path.realpath(directory))
+    stage = place.with_name(f".bitsmith-{secrets.token_hex(8)}.tmp")
+    try:
+        _check_replaceable(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        stage.mkdir()
+        yield stage
+        _move(stage, place)
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = f"{error.strerror or error} ({error.filename or stage})"
+        raise OutputError(
+            f"cannot write the artifact {directory}: {reason}. Nothing was left there"
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_replaceable(place: Path) -> None:
+    if not os.path.lexists(place):
+        return
+    if not place.is_dir():
+        raise OutputError(
+            f"cannot write the artifact {place}: a file of that name exists; choose another place"
+        )
+    found = set(os.listdir(place))
+    if found and not (found <= _OURS and _is_manifest(place / MANIFEST)):
+        other = sorted(found - _OURS) or sorted(found)
+        raise OutputError(
+            f"cannot write the artifact {place}: it holds something else ({', '.join(other[:3])}); "
+            "choose another place, or delete it first"
+        )
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def _write(path: Path, content: Content) -> FileRecord:
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb") as out:
+        for chunk in _chunks(content):
+            digest.update(chunk)
+            size += out.write(chunk)
+    return FileRecord(size, digest.hexdigest())
+
+
+def _chunks(content: Content) -> Iterator[bytes | memoryview]:
+    if isinstance(content, Path):
+        with open(content, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+        return
+    whole = (
+        np.ascontiguousarray(content) if isinstance(content, np.ndarray) else np.frombuffer(content, np.uint8)
+    )
+    yield whole.reshape(-1).view(np.uint8).data
+
+
+def _move(stage: Path, place: Path) -> None:
+    """Renames `stage` to `place`; what was there comes back if that fails."""
+    if not place.exists():
+        os.rename(stage, place)
+        return
+    old = stage.with_suffix(".old")
+    os.rename(place, old)
+    try:
+        os.rename(stage, place)
+    except OSError:
+        os.rename(old, place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,254 @@
+/* bitsmith.c - what runs beside the kernels: opening, checking, threads, and the loop over the steps. See
+ * bitsmith.h. */
+#define _GNU_SOURCE
+#include "runtime.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static const bs_model *const MODEL = &bs_the_model;
+static _Thread_local char last_error[1024];
+
+int32_t bs_fail(int32_t code, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(last_error, sizeof last_error, format, args);
+    va_end(args);
+    return code;
+}
+
+static int32_t check_cpu(void) {
+    char missing[512] = "";
+    for (const char *const *f = MODEL->features; *f; f++) {
+        size_t used = strlen(missing);
+        if (!bs_has_feature(*f))
+            snprintf(missing + used, sizeof missing - used, "%s%s", used ? ", " : "", *f);
+    }
+    if (!*missing) return BITSMITH_OK;
+    return bs_fail(BITSMITH_BAD_CPU, "model '%s' needs CPU features that this machine lacks: %s", MODEL->name,
+                   missing);
+}
+
+/* ---- weights ---- */
+
+/* A checksum against damage and mix-ups (not against forgery): the sum of bijectively mixed 64-bit words,
+ * each with its position. Any single changed word changes it; the words need no order, so numpy computes it
+ * too. A short tail is padded with zeros. */
+static uint64_t hash64(const char *data, uint64_t bytes) {
+    uint64_t sum = bytes * UINT64_C(0x9e3779b97f4a7c15), position = 0;
+    for (uint64_t at = 0; at < bytes; at += 8) {
+        uint64_t word = 0;
+        memcpy(&word, data + at, bytes - at < 8 ? bytes - at : 8);
+        position += UINT64_C(0xd6e8feb86659fd93);
+        word = (word ^ position) * UINT64_C(0xff51afd7ed558ccd);
+        sum += (word ^ word >> 32) * UINT64_C(0xc4ceb9fe1a85ec53);
+    }
+    return sum ^ sum >> 29;
+}
+
+static int32_t map_weights(const char *path, char **weights) {
+    struct stat info;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0 || fstat(file, &info)) {
+        int reason = errno;
+        if (file >= 0) close(file);
+        return bs_fail(BITSMITH_IO, "cannot read %s: %s", path, strerror(reason));
+    }
+    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size != MODEL->weight_bytes) {
+        close(file);
+        return bs_fail(
+            BITSMITH_BAD_WEIGHTS,
+            "%s has %lld bytes, model '%s' has %llu of weights: it is cut short or another model's", path,
+            (long long)info.st_size, MODEL->name, (unsigned long long)MODEL->weight_bytes);
+    }
+    int flags = MAP_SHARED;
+#ifdef MAP_POPULATE
+    flags |= MAP_POPULATE; /* the checksum reads every page anyway */
+#endif
+    void *map = MODEL->weight_bytes ? mmap(NULL, MODEL->weight_bytes, PROT_READ, flags, file, 0) : NULL;
+    int reason = errno;
+    close(file);
+    if (map == MAP_FAILED) return bs_fail(BITSMITH_IO, "cannot map %s: %s", path, strerror(reason));
+    *weights = map;
+    if (hash64(map, MODEL->weight_bytes) == MODEL->weight_hash) return BITSMITH_OK;
+    return bs_fail(BITSMITH_BAD_WEIGHTS,
+                   "%s is damaged or another model's: its checksum is not the one in the library", path);
+}
+
+/* ---- instances ---- */
+
+struct bitsmith_model {
+    char *arena, *weights;
+    bs_pool *pool;
+    _Atomic int32_t busy;
+    _Atomic int32_t threads;
+};
+
+void bitsmith_close(bitsmith_model *m) {
+    if (!m) return;
+    bs_pool_free(m->pool);
+    if (m->weights) munmap(m->weights, MODEL->weight_bytes);
+    if (m->arena) munmap(m->arena, MODEL->arena_bytes);
+    free(m);
+}
+
+int32_t bitsmith_open_weights(int32_t abi_version, const char *weights_path, bitsmith_model **model) {
+    if (!model || !weights_path) return bs_fail(BITSMITH_BAD_ARGUMENT, "bitsmith_open: a null pointer");
+    *model = NULL;
+    if (abi_version != BITSMITH_ABI_VERSION)
+        return bs_fail(BITSMITH_BAD_VERSION,
+                       "the program was compiled for version %d of bitsmith.h, this library has version %d",
+                       abi_version, BITSMITH_ABI_VERSION);
+    int32_t code = check_cpu();
+    if (code) return code;
+    bitsmith_model *m = calloc(1, sizeof *m);
+    if (!m) return bs_fail(BITSMITH_NO_MEMORY, "no memory for an instance of model '%s'", MODEL->name);
+    m->threads = 1;
+    code = map_weights(weights_path, &m->weights);
+    if (!code && MODEL->arena_bytes) {
+        void *arena =
+            mmap(NULL, MODEL->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (arena != MAP_FAILED)
+            m->arena = arena;
+        else
+            code = bs_fail(BITSMITH_NO_MEMORY, "no memory for the %llu bytes that model '%s' works in",
+                           (unsigned long long)MODEL->arena_bytes, MODEL->name);
+    }
+    if (!code)
+        *model = m;
+    else
+        bitsmith_close(m);
+    return code;
+}
+
+int32_t bitsmith_open(int32_t abi_version, const char *directory, bitsmith_model **model) {
+    char path[4096];
+    if (!directory) return bs_fail(BITSMITH_BAD_ARGUMENT, "bitsmith_open: a null pointer");
+    if (snprintf(path, sizeof path, "%s/weights.bin", directory) >= (int)sizeof path)
+        return bs_fail(BITSMITH_BAD_ARGUMENT, "the path of the model is longer than %zu bytes", sizeof path);
+    return bitsmith_open_weights(abi_version, path, model);
+}
+
+static int32_t enter(bitsmith_model *m) {
+    if (!atomic_exchange(&m->busy, 1)) return BITSMITH_OK;
+    return bs_fail(BITSMITH_BUSY,
+                   "another thread is using this instance of model '%s': open one instance per thread",
+                   MODEL->name);
+}
+
+static int32_t replace_pool(bitsmith_model *m, int32_t threads) {
+    bs_pool *next;
+    int32_t code = bs_pool_new(threads, &next);
+    if (code) return code;
+    bs_pool_free(m->pool);
+    m->pool = next;
+    m->threads = threads;
+    return BITSMITH_OK;
+}
+
+int32_t bitsmith_set_threads(bitsmith_model *m, int32_t threads) {
+    if (!m || threads < 1 || threads > BITSMITH_MAX_THREADS)
+        return bs_fail(BITSMITH_BAD_ARGUMENT, "threads must be 1 to %d, not %d", BITSMITH_MAX_THREADS,
+                       threads);
+    int32_t code = enter(m);
+    if (code) return code;
+    code = replace_pool(m, threads);
+    atomic_store(&m->busy, 0);
+    return code;
+}
+
+int32_t bitsmith_threads(const bitsmith_model *m) { return m ? m->threads : 0; }
+
+static int32_t check_buffers(const char *what, const void *const *buffers, int32_t count,
+                             const bitsmith_tensor *tensors) {
+    if (!buffers) return bs_fail(BITSMITH_BAD_ARGUMENT, "the list of %ss is null", what);
+    for (int32_t i = 0; i < count; i++)
+        if (!buffers[i] || (uintptr_t)buffers[i] % BITSMITH_ALIGNMENT)
+            return bs_fail(BITSMITH_BAD_ARGUMENT, "%s %d ('%s') is %s", what, i, tensors[i].name,
+                           buffers[i] ? "not aligned to 16 bytes" : "null");
+    return BITSMITH_OK;
+}
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int32_t execute(bitsmith_model *m, const void *const *inputs, void *const *outputs,
+                       uint64_t *step_ns) {
+    int32_t code = m ? check_buffers("input", inputs, MODEL->input_count, MODEL->inputs)
+                     : bs_fail(BITSMITH_BAD_ARGUMENT, "the model is null");
+    if (!code)
+        code = check_buffers("output", (const void *const *)outputs, MODEL->output_count, MODEL->outputs);
+    if (!code) code = enter(m);
+    if (code) return code;
+    if (m->pool && !bs_pool_alive(m->pool)) code = replace_pool(m, m->threads);
+    const bs_frame frame = {m->arena, m->weights, inputs, outputs};
+    uint64_t start = step_ns && !code ? now_ns() : 0;
+    for (int32_t i = 0; !code && i < MODEL->step_count; i++) {
+        bs_pool_run(m->pool, &MODEL->steps[i], &frame);
+        if (!step_ns) continue;
+        uint64_t end = now_ns();
+        step_ns[i] = end - start;
+        start = end;
+    }
+    atomic_store(&m->busy, 0);
+    return code;
+}
+
+int32_t bitsmith_run(bitsmith_model *m, const void *const *inputs, void *const *outputs) {
+    return execute(m, inputs, outputs, NULL);
+}
+
+int32_t bitsmith_profile(bitsmith_model *m, const void *const *inputs, void *const *outputs,
+                         uint64_t *step_ns) {
+    if (!step_ns) return bs_fail(BITSMITH_BAD_ARGUMENT, "step_ns is null");
+    return execute(m, inputs, outputs, step_ns);
+}
+
+/* ---- description ---- */
+
+int32_t bitsmith_abi_version(void) { return BITSMITH_ABI_VERSION; }
+const char *bitsmith_model_name(void) { return MODEL->name; }
+int32_t bitsmith_input_count(void) { return MODEL->input_count; }
+int32_t bitsmith_output_count(void) { return MODEL->output_count; }
+int32_t bitsmith_step_count(void) { return MODEL->step_count; }
+uint64_t bitsmith_arena_bytes(void) { return MODEL->arena_bytes; }
+uint64_t bitsmith_weight_bytes(void) { return MODEL->weight_bytes; }
+const bitsmith_tensor *bitsmith_input(int32_t i) {
+    return i >= 0 && i < MODEL->input_count ? &MODEL->inputs[i] : NULL;
+}
+const bitsmith_tensor *bitsmith_output(int32_t i) {
+    return i >= 0 && i < MODEL->output_count ? &MODEL->outputs[i] : NULL;
+}
+const char *bitsmith_step_layer(int32_t i) {
+    return i >= 0 && i < MODEL->step_count ? MODEL->steps[i].layer : NULL;
+}
+const char *bitsmith_step_kernel(int32_t i) {
+    return i >= 0 && i < MODEL->step_count ? MODEL->steps[i].kernel : NULL;
+}
+const char *bitsmith_last_error(void) { return last_error; }
+
+const char *bitsmith_strerror(int32_t code) {
+    static const char *const MEANING[] = {"success",
+                                          "bad argument",
+                                          "the program was compiled with another version of bitsmith.h",
+                                          "the CPU lacks instructions that the library uses",
+                                          "weights.bin cannot be read",
+                                          "weights.bin is damaged or another model's",
+                                          "out of memory",
+                                          "another thread is using this instance",
+                                          "the system refused to start a thread"};
+    return code >= 0 && code < (int32_t)(sizeof MEANING / sizeof *MEANING) ? MEANING[code]
+                                                                           : "unknown error code";
+}

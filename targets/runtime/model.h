@@ -1,0 +1,40 @@
+/* model.h - what bitsmith.c knows of a model: the tables that targets/emit_c.py writes as model.c. */
+#ifndef BITSMITH_MODEL_H
+#define BITSMITH_MODEL_H
+
+#include "bitsmith.h"
+
+/* Where one run finds its memory. */
+typedef struct {
+    char *arena;
+    char *weights; /* read-only pages */
+    const void *const *inputs;
+    void *const *outputs;
+} bs_frame;
+
+/* One kernel call over tasks [begin, end) of `tasks`. */
+typedef struct {
+    const char *layer;
+    const char *kernel;
+    void (*call)(const bs_frame *frame, int32_t begin, int32_t end);
+    int32_t tasks;
+} bs_step;
+
+/* `features` names what the kernels need of the CPU, in the words of /proc/cpuinfo; it ends with NULL. */
+typedef struct {
+    const char *name;
+    const char *const *features;
+    const bitsmith_tensor *inputs;
+    const bitsmith_tensor *outputs;
+    const bs_step *steps;
+    int32_t input_count;
+    int32_t output_count;
+    int32_t step_count;
+    uint64_t arena_bytes;
+    uint64_t weight_bytes;
+    uint64_t weight_hash; /* see hash64 in bitsmith.c and in targets/link.py */
+} bs_model;
+
+extern const bs_model bs_the_model;
+
+#endif
