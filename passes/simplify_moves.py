@@ -1,0 +1,88 @@
+"""Removes data movement that moves nothing, and makes one of two in a row.
+
+a: reshape(x) -> a; b: reshape(a) -> y              =>    b: reshape(x) -> y
+a: transpose(x) {p} -> a; b: transpose(a) {q} -> y  =>    b: transpose(x) {perm=q after p} -> y
+r: reduce_mean(x) {axes, keepdims} -> r
+   b: reshape(r) {r without those axes} -> y        =>    r: reduce_mean(x) {axes, keepdims=False} -> y
+reshape to the same shape, transpose that keeps the order, pad by nothing, slice of everything, concat of one value,
+   clip without bounds                              =>    (gone)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..compiler.ir import Graph, Node
+from ..compiler.ops.pool import reduced_shape
+from .scan import Scan, attr, rewrite, slim
+
+REDUCTIONS = ("reduce_mean", "reduce_sum", "reduce_max")
+
+
+def simplify_moves(graph: Graph) -> Graph:
+    return rewrite(graph, _simplify)
+
+
+def _simplify(scan: Scan, node: Node) -> Node | None:
+    if node.op == "reshape":
+        node = _after_reshape(scan, node)
+    elif node.op == "transpose":
+        node = _after_transpose(scan, node)
+    if not _moves_nothing(scan, node):
+        return node
+    return _remove(scan, node)
+
+
+def _after_reshape(scan: Scan, node: Node) -> Node:
+    before = scan.producer(node.inputs[0])
+    if before is None:
+        return node
+    if before.op == "reshape":
+        return replace(node, inputs=before.inputs)
+    if before.op in REDUCTIONS and attr(before, "keepdims") and scan.sole_producer(node.inputs[0]):
+        shape = scan.types[before.inputs[0]].shape
+        if node.type.shape == reduced_shape(shape, attr(before, "axes"), False):  # type: ignore[arg-type]
+            scan.drop(before)
+            attrs = slim(before.op, {**before.attrs, "keepdims": False})
+            return replace(before, outputs=node.outputs, types=node.types, attrs=attrs)
+    return node
+
+
+def _after_transpose(scan: Scan, node: Node) -> Node:
+    before = scan.producer(node.inputs[0])
+    if before is None or before.op != "transpose":
+        return node
+    first: Any = before.attrs["perm"]
+    perm: Any = node.attrs["perm"]
+    return replace(node, inputs=before.inputs, attrs={"perm": tuple(first[p] for p in perm)})
+
+
+def _moves_nothing(scan: Scan, node: Node) -> bool:
+    if not node.inputs or node.inputs[0] not in scan.types:
+        return False
+    same = scan.types[node.inputs[0]] == node.type
+    if node.op in ("reshape", "slice"):
+        # A slice with steps or with cut ends has fewer elements.
+        return same
+    if node.op == "transpose":
+        perm: Any = node.attrs["perm"]
+        return list(perm) == sorted(perm)
+    if node.op == "pad":
+        return same
+    if node.op == "concat":
+        return len(node.inputs) == 1
+    return node.op == "clip" and attr(node, "lo") == float("-inf") and attr(node, "hi") == float("inf")
+
+
+def _remove(scan: Scan, node: Node) -> Node | None:
+    """Later nodes read the operand. A graph output keeps its name: the operand's producer takes it over, if it can."""
+    source = node.inputs[0]
+    if node.output not in scan.graph.outputs:
+        scan.rename(node.output, source)
+        return None
+    producer = scan.sole_producer(source)
+    if producer is None:
+        return node
+    scan.drop(producer)
+    return replace(producer, outputs=node.outputs)
