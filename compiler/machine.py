@@ -1,4 +1,4 @@
-"""The machine that this process runs on: CPU model, instruction sets, cores, versions of what matters. Linux."""
+"""The machine that this process runs on (Linux): CPU model, instruction sets, cores, package versions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import Any
 
 # Instruction sets that change what a kernel can do, by their names in /proc/cpuinfo (x86, then Arm).
 NOTABLE_FEATURES = (
-    *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"),
-    *("avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_tile"),
+    *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni"),
+    *("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_int8", "amx_bf16", "amx_tile"),
     *("asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
-PACKAGES = ("bitsmith", "numpy", "apache-tvm", "torch", "onnx", "onnxscript", "onnxruntime", "optuna", "scipy")
+PACKAGES = (
+    *("bitsmith", "numpy", "apache-tvm", "torch", "onnx"),
+    *("onnxscript", "onnxruntime", "optuna", "scipy"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_model() -> str:
-    """Model name and its numbers: virtual machines often give the name alone, such as "AMD EPYC", to different chips."""
+    """Model name and its numbers: virtual machines give one name, such as "AMD EPYC", to different chips."""
     info = cpuinfo()
     name = info.get("model name") or info.get("Hardware") or platform.processor() or platform.machine()
     keys = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant", "CPU revision")

@@ -78,20 +78,20 @@ class Storage:
 
 
 def layer_storage(graph: Graph, node: Node) -> Storage:
-    """Storage of a conv2d or linear as it stands in the graph. A parameter shared by several nodes is split among them."""
+    """Storage of a conv2d or linear as it stands; a parameter shared by several nodes is split among them."""
     names = dict(zip(OPS[node.op].inputs, node.inputs, strict=False))
     stored = {k: v for k, v in names.items() if v in graph.params}
     weights = graph.type_of(names["w"])
     bias = graph.params[stored["bias"]].size if "bias" in stored else 0
     return Storage(
         weights=weights.size,
-        total_bytes=sum(graph.params[v].nbytes // len(graph.consumers(v)) for v in dict.fromkeys(stored.values())),
+        total_bytes=sum(graph.params[v].nbytes // len(graph.consumers(v)) for v in set(stored.values())),
         float_bytes=4 * (weights.size + bias),
     )
 
 
 def int8_storage(weights: TensorType) -> Storage:
-    """Storage of a layer with these weights `[out, ...]` in int8: an int32 bias and a float32 scale per output channel."""
+    """Storage in int8 of weights `[out, ...]`: with an int32 bias and a float32 scale per output channel."""
     channels = weights.shape[0]
     return Storage(weights.size, weights.size + 8 * channels, 4 * (weights.size + channels))
 
