@@ -6,8 +6,8 @@
     artifact.save("model.bitsmith")
     outputs = bitsmith.open("model.bitsmith").run(image)
 
-docs/api.md lists every signature with its shapes and units. Importing bitsmith imports none of torch, tvm, onnx
-or optuna: each name below is fetched when it is first used.
+docs/api.md lists every signature with its shapes and units. Importing bitsmith imports none of torch, tvm,
+onnx or optuna: each name below is fetched when it is first used.
 """
 
 import sys
@@ -54,9 +54,9 @@ class _SearchPackage(ModuleType):
     """The package `bitsmith.search`, callable as the function `bitsmith.search(graph, ...)`.
 
     The function and the package share a name, and importing any `bitsmith.search.x` binds the package to it:
-    whatever else were stored there would be overwritten. So the package itself is made callable - here and not
-    in the package, because the function is defined above it (compiler/pipeline.py). Both uses then hold in any
-    order of imports.
+    whatever else were stored there would be overwritten. So the package itself is made callable. That is done
+    here and not in the package because the function is defined above it (compiler/pipeline.py). Both uses
+    then hold in any order of imports.
     """
 
     def __call__(self, *args: Any, **options: Any) -> Any:

@@ -4,8 +4,8 @@
     evaluation_pictures    a search judges its plans on these
     held_out_pictures      the results that are reported come from these
 
-Authors, licences and sources: examples/photos/SOURCES.csv. The photographs carry no ImageNet labels: quality on
-them is agreement with the float model.
+Authors, licences and sources: examples/photos/SOURCES.csv. The photographs carry no ImageNet labels: quality
+on them is agreement with the float model.
 """
 
 import csv
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 PHOTOS = Path(__file__).resolve().parent / "photos"
 SIDE = 224
 
-# Where a crop lies, as fractions of the room beside it. The centre comes first: that is how networks are judged.
+# Where a crop lies, as fractions of the room beside it. The centre comes first: networks are judged on it.
 POSITIONS = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0))
 CROPS_PER_PHOTO = 2 * len(POSITIONS)  # each also mirrored
 
@@ -38,7 +38,7 @@ def held_out_pictures(n: int = 41) -> np.ndarray:
 
 
 def photographs(part: int) -> list[Path]:
-    """The files of set 0, 1 or 2. SOURCES.csv is sorted by subject, so every third file gives some of each."""
+    """The files of set 0, 1 or 2. SOURCES.csv is sorted by subject, so every third gives some of each."""
     with (PHOTOS / "SOURCES.csv").open(newline="", encoding="utf-8") as file:
         return [PHOTOS / row["file"] for row in csv.DictReader(file)][part::3]
 
