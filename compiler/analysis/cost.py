@@ -96,11 +96,6 @@ def int8_storage(weights: TensorType) -> Storage:
     return Storage(weights.size, weights.size + 8 * channels, 4 * (weights.size + channels))
 
 
-def layers(graph: Graph) -> tuple[Node, ...]:
-    """The nodes that carry weights, in order: those that a Plan decides about."""
-    return tuple(n for n in graph.nodes if OPS[n.op].layer and n.inputs[1] in graph.params)
-
-
 def shares(values: Mapping[str, float]) -> dict[str, float]:
     """Each value's share of the sum, 0..1; all 0 when the sum is 0."""
     total = sum(values.values())
