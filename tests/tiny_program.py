@@ -24,6 +24,7 @@ void name(float *x, float *w, float *b, float *y, int32_t begin, int32_t end) { 
 }
 LINEAR(k_linear_19, 19)
 LINEAR(k_linear_37, 37)
+LINEAR(k_linear_60, 60)
 void k_relu_37(float *x, int32_t begin, int32_t end) {
     for (int i = begin * 37; i < end * 37; i++) x[i] = fmaxf(x[i], 0);
 }
@@ -96,6 +97,16 @@ def holding_program() -> Program:
     return Program("holding", (flags,), (TensorSpec("state", (4,), "int32"),), (step,), 0, 0, ())
 
 
+def picture_program() -> tuple[Program, bytes, np.ndarray]:
+    """A linear classifier of pictures float32[1, 3, 4, 5]; its weights file; its matrix [7, 60]."""
+    matrix = np.random.default_rng(3).standard_normal((7, 60)).astype(np.float32)
+    blob = matrix.tobytes() + bytes(7 * 4)
+    places = (_place("input"), _place("weights"), _place("weights", matrix.nbytes), _place("output"))
+    specs = (TensorSpec("image", (1, 3, 4, 5), "float32"),), (TensorSpec("logits", (1, 7), "float32"),)
+    steps = (Step("fc", "k_linear_60", places, 7),)
+    return Program("pictures", *specs, steps, 0, len(blob), ()), blob, matrix
+
+
 def inputs(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((1, 19)).astype(np.float32), rng.standard_normal(10).astype(np.float32)
@@ -131,20 +142,17 @@ class Toolbox:
             link_library(made, [self.kernels], program, hash64(blob), cache=cache)
         return made
 
-    def artifact(self, directory: Path, program: Program, blob: bytes, **changes: object) -> Path:
+    def artifact(self, directory: Path, program: Program, blob: bytes) -> Path:
         manifest = Manifest(
-            **{
-                "name": program.name,
-                "inputs": tuple(ArraySpec(s.name, s.shape, s.dtype) for s in program.inputs),
-                "outputs": tuple(ArraySpec(s.name, s.shape, s.dtype) for s in program.outputs),
-                "target": "x86-64-tiny",
-                "features": program.features,
-                "arena_bytes": program.arena_bytes,
-                "plan": {"version": 1, "layers": {}},
-                "ledger": ({"layer": "head", "choice": "float32"},),
-                "versions": {"bitsmith": "0.1.0"},
-                **changes,
-            }
+            name=program.name,
+            inputs=tuple(ArraySpec(s.name, s.shape, s.dtype) for s in program.inputs),
+            outputs=tuple(ArraySpec(s.name, s.shape, s.dtype) for s in program.outputs),
+            target="x86-64-tiny",
+            features=program.features,
+            arena_bytes=program.arena_bytes,
+            plan={"version": 1, "layers": {}},
+            ledger=({"layer": "head", "choice": "float32"},),
+            versions={"bitsmith": "0.1.0"},
         )
         library = self.library(program, blob)
         return write_artifact(directory, manifest, library=library, weights=blob, header=HEADER)

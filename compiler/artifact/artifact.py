@@ -98,7 +98,7 @@ class Artifact:
             raise InputError(f"threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
         self._native.set_threads(threads)
 
-    def run(self, *arrays: np.ndarray, **named: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, /, *arrays: np.ndarray, **named: np.ndarray) -> dict[str, np.ndarray]:
         """Runs the model on its inputs, in order or by name; returns a new array for each output, by name.
 
         Arrays need the input's exact shape. Another data type is converted when no value can change (numpy's
@@ -110,7 +110,7 @@ class Artifact:
         self._native.run(inputs, outputs)
         return {spec.name: array for spec, array in zip(self.outputs, outputs, strict=True)}
 
-    def profile(self, *arrays: np.ndarray, repeats: int = 20, **named: np.ndarray) -> list[StepTime]:
+    def profile(self, /, *arrays: np.ndarray, repeats: int = 20, **named: np.ndarray) -> list[StepTime]:
         """The median time of each step over `repeats` runs, after one to warm up. Inputs as for `run`."""
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
             raise InputError(f"repeats must be an integer >= 1, got {repeats!r}")
