@@ -12,7 +12,6 @@ onnx or optuna: each name below is fetched when it is first used.
 
 import sys
 from importlib import import_module
-from inspect import Signature, signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +62,9 @@ class _SearchPackage(ModuleType):
         return import_module(".compiler.pipeline", __name__).search(*args, **options)
 
     @property
-    def __signature__(self) -> Signature:
-        return signature(import_module(".compiler.pipeline", __name__).search)
+    def __signature__(self) -> Any:
+        inspect = import_module("inspect")  # a slow import that only help() and editors need
+        return inspect.signature(import_module(".compiler.pipeline", __name__).search)
 
 
 def __getattr__(name: str) -> Any:
