@@ -1,0 +1,162 @@
+"""What a conversion rule works with: the ONNX node it converts, and the graph that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count
+
+import numpy as np
+
+from ..builder import GraphBuilder
+from ..ir import AttrValue, Graph, Node, TensorType
+from ..ops import OPS
+
+Result = str | np.ndarray
+"""What an ONNX output became: the name of a value of the graph, or a constant known now."""
+
+
+class UnsupportedForm(Exception):
+    """A rule's way to say that it converts the operator, but not this form of it. The message is the hint."""
+
+
+@dataclass(frozen=True)
+class OnnxNode:
+    """An ONNX node in plain Python: attributes as int, float, str, bytes-free tuples, or arrays."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, object]
+    opset: int
+
+    def int(self, key: str, default: int) -> int:
+        return int(self.attrs.get(key, default))  # type: ignore[call-overload, no-any-return]
+
+    def float(self, key: str, default: float) -> float:
+        return float(self.attrs.get(key, default))  # type: ignore[arg-type]
+
+    def str(self, key: str, default: str) -> str:
+        return str(self.attrs.get(key, default))
+
+    def ints(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
+        return tuple(int(v) for v in self.attrs.get(key, default))  # type: ignore[attr-defined]
+
+    def has_input(self, index: int) -> bool:
+        return index < len(self.inputs) and bool(self.inputs[index])
+
+    def used_outputs(self) -> int:
+        """Number of outputs up to the last one that has a name."""
+        return max((i + 1 for i, name in enumerate(self.outputs) if name), default=0)
+
+
+Rule = Callable[["Converter", OnnxNode], Result | Sequence[Result]]
+
+
+class Converter:
+    """The graph under construction, with the ONNX names of its values.
+
+    `values`: ONNX value -> value of the graph; `constants`: ONNX value -> array known at import. A constant becomes a
+    parameter only when a node reads it as an operand.
+    """
+
+    def __init__(self, name: str, taken: Sequence[str]) -> None:
+        self.builder = GraphBuilder(name)
+        self.values: dict[str, str] = {}
+        self.constants: dict[str, np.ndarray] = {}
+        self._taken = set(taken)  # ONNX names: derived values keep clear of them
+        self._names: set[str] = set()
+        self._params: dict[tuple[str, str], str] = {}
+
+    def type(self, value: str) -> TensorType:
+        """Type of a value of the graph."""
+        return self.builder.types[value]
+
+    def constant(self, node: OnnxNode, index: int) -> np.ndarray | None:
+        """The input's value if it is known now, else None."""
+        return self.constants.get(node.inputs[index]) if node.has_input(index) else None
+
+    def known(self, node: OnnxNode, index: int, what: str) -> np.ndarray:
+        """The input's value. Raises UnsupportedForm when it is computed at run time."""
+        array = self.constant(node, index)
+        if array is None:
+            raise UnsupportedForm(f"its {what} must be constant, but is computed at run time")
+        return array
+
+    def value(self, node: OnnxNode, index: int = 0) -> str:
+        """The input as a value of the graph; a constant becomes a parameter."""
+        name = node.inputs[index]
+        return self.values[name] if name in self.values else self.param(name, self.constants[name])
+
+    def param(self, name: str, array: np.ndarray, form: str = "") -> str:
+        """A parameter called `name`. `form` tells apart what was made of one constant (transposed, scaled...)."""
+        key = (name, form)
+        if key not in self._params:
+            self._params[key] = self.builder.param(name, np.ascontiguousarray(array).reshape(array.shape))
+        return self._params[key]
+
+    def scalar(self, node: OnnxNode, part: str, number: float) -> str:
+        """A parameter of shape () for the arithmetic of a decomposition."""
+        return self.param(
+            self.derived(f"{node.outputs[0]}.{part}"), np.array(number, np.float32), str(number)
+        )
+
+    def emit(self, node: OnnxNode, op: str, inputs: Sequence[str], part: str = "", **attrs: AttrValue) -> str:
+        """Append a node of the graph. The one that makes the ONNX node's own output has no `part`.
+
+        The node that carries the weights always has the plain layer name.
+        """
+        plain = not part or OPS[op].layer
+        name = self._unique(node.name if plain else f"{node.name}.{part}", op)
+        wanted = self.derived(f"{node.outputs[0]}.{part}") if part else node.outputs[0]
+        return self.builder.add(op, inputs, name=name, output=wanted, **attrs)
+
+    def reshape(self, node: OnnxNode, value: str, shape: Sequence[int], part: str = "") -> str:
+        """A reshape node, or the value itself when it has that shape."""
+        shape = tuple(int(d) for d in shape)
+        return (
+            value
+            if self.type(value).shape == shape
+            else self.emit(node, "reshape", [value], part, shape=shape)
+        )
+
+    def derived(self, wanted: str) -> str:
+        """`wanted`, or numbered where the ONNX model has a value of that name."""
+        candidates = chain([wanted], (f"{wanted}_{i}" for i in count(1)))
+        return next(name for name in candidates if name not in self._taken and name not in self.builder.types)
+
+    def _unique(self, wanted: str, op: str) -> str:
+        """`wanted`, or else with the operator's name behind it, or else numbered."""
+        candidates = chain([wanted, f"{wanted}.{op}"], (f"{wanted}.{op}_{i}" for i in count(1)))
+        name = next(name for name in candidates if name not in self._names)
+        self._names.add(name)
+        return name
+
+    def finish(self, outputs: Sequence[str]) -> Graph:
+        """The graph, whose outputs have their ONNX names again."""
+        rename: dict[str, str] = {}
+        made = {node.output for node in self.builder.nodes}
+        for name in outputs:
+            value = self.values.get(name) or self.param(self.derived(f"{name}.value"), self.constants[name])
+            if value == name:
+                continue
+            if (
+                value in made
+                and value not in outputs
+                and value not in rename
+                and name not in self.builder.types
+            ):
+                rename[value] = name
+            else:  # an alias of an input, a constant or another output: the graph needs a value of its own
+                shape = self.type(value).shape
+                self.builder.add(
+                    "reshape", [value], name=self._unique(name, "copy"), output=name, shape=shape
+                )
+        self.builder.nodes = [_renamed(node, rename) for node in self.builder.nodes]
+        return self.builder.finish(outputs)
+
+
+def _renamed(node: Node, rename: Mapping[str, str]) -> Node:
+    inputs = tuple(rename.get(v, v) for v in node.inputs)
+    return replace(node, inputs=inputs, outputs=tuple(rename.get(v, v) for v in node.outputs))

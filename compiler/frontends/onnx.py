@@ -1,0 +1,231 @@
+"""ONNX model -> Graph: read, fix shapes, run onnxscript's optimizer, convert node by node.
+
+Everything that cannot be converted is collected on the way and reported in one UnsupportedError.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError, UnsupportedError
+from ..ir import DTYPES, Graph
+from ..ops import TypeRuleError
+from .converter import Converter, OnnxNode, Result, UnsupportedForm
+from .onnx_fold import fold, foldable, too_large
+from .onnx_ops import RULES, hint_of
+from .onnx_read import first_line, read_onnx, to_array
+from .onnx_shapes import Shapes, example_shapes, fix_shapes, graph_inputs
+
+# Names that exporters and optimizers number by themselves; a layer is better called after its weight or its output.
+_MACHINE_MADE = re.compile(r"(node_.*|n\d+(_\d+)*|)\Z")
+
+
+def load_onnx(
+    source: Path | Any, shapes: Shapes | None = None, inputs: Sequence[Any] | Mapping[str, Any] | None = None
+) -> Graph:
+    """The graph of an ONNX file or ModelProto; see `load_model` for arguments and errors."""
+    model, label = read_onnx(source)
+    names = _layer_names(model)
+    given = dict(example_shapes(model, inputs)) if inputs is not None else {}
+    fix_shapes(model, {**given, **(shapes or {})}, label)
+    model = _optimized(model, label)
+    title = source.stem if isinstance(source, Path) else model.graph.name
+    return _convert(model, title or "model", label, names)
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """No warnings and no log lines below errors from the named libraries: what matters to a user is in our errors."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for name in loggers:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _optimized(model: Any, label: str) -> Any:
+    """Functions inlined, constants folded, dead nodes gone."""
+    import onnx_ir
+    from onnxscript import optimizer
+
+    try:
+        with quiet("onnxscript", "onnx_ir"):
+            ir_model = onnx_ir.serde.deserialize_model(model)
+            optimizer.optimize_ir(ir_model, should_fold=lambda node: False if too_large(node) else None)
+            return onnx_ir.serde.serialize_model(ir_model)
+    except Exception as error:
+        # Foreign code on a foreign file: whatever it stumbles over, the file is what a user can do something about.
+        raise ModelError(f"{label}: the model cannot be simplified: {first_line(error)}") from error
+
+
+def _weight_name(node: Any, weights: set[str]) -> str:
+    """The name of a layer's weight, if the node is a layer and the weight an initializer."""
+    layer = node.op_type in ("Conv", "Gemm", "MatMul")
+    return node.input[1] if layer and len(node.input) > 1 and node.input[1] in weights else ""
+
+
+def _layer_names(model: Any) -> dict[str, str]:
+    """What people call the layers: by the weight or the output of a node, its name in the file.
+
+    The optimizer renames the nodes that it fuses; the weight keeps its name. A weight that two nodes share names none.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    named = [node for node in model.graph.node if not _MACHINE_MADE.match(node.name)]
+    uses = [_weight_name(node, weights) for node in model.graph.node]
+    table = {node.output[0]: node.name for node in named if node.output}
+    table.update(
+        {w: node.name for node in named if (w := _weight_name(node, weights)) and uses.count(w) == 1}
+    )
+    return table
+
+
+def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Graph:
+    work = _Import(model, label, names, Converter(title, _value_names(model.graph)))
+    work.add_inputs()
+    for proto in model.graph.node:
+        work.add_node(proto)
+    work.raise_unsupported()
+    outputs = [value.name for value in model.graph.output]
+    if not any(name in work.converter.values for name in outputs):
+        raise ModelError(f"{label}: its outputs do not depend on its inputs")
+    graph = work.converter.finish(outputs)
+    used = set(graph.used_params())
+    broken = [name for name in used if not np.isfinite(graph.params[name]).all()]
+    if broken:
+        raise ModelError(
+            f"{label}: constants computed in the model are NaN or infinite: {', '.join(sorted(broken))}"
+        )
+    return graph.with_nodes(graph.nodes, params={k: v for k, v in graph.params.items() if k in used})
+
+
+def _value_names(graph: Any) -> list[str]:
+    names = [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer]
+    return names + [out for node in graph.node for out in node.output]
+
+
+@dataclass
+class _Import:
+    """One pass over the nodes; `lost` holds values that could not be made, so that what follows them is still looked at."""
+
+    model: Any
+    label: str
+    names: Mapping[str, str]
+    converter: Converter
+    lost: set[str] = field(default_factory=set)
+    problems: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (operator, hint) -> node names
+    taken: set[str] = field(default_factory=set)
+
+    def add_inputs(self) -> None:
+        import onnx
+
+        graph = self.model.graph
+        if graph.sparse_initializer:
+            raise UnsupportedError(f"{self.label}: sparse weights are not supported; export dense ones")
+        self.weights = {tensor.name for tensor in graph.initializer}
+        for tensor in graph.initializer:
+            self.converter.constants[tensor.name] = to_array(tensor, self.label)
+        for value in graph_inputs(self.model):
+            kind = value.type.tensor_type
+            dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+            dtype = {
+                "float": "float32",
+                "float16": "float32",
+                "bfloat16": "float32",
+                "double": "float32",
+            }.get(dtype, dtype)
+            if dtype not in DTYPES:
+                raise UnsupportedError(f"{self.label}: input {value.name!r} has elements of type {dtype}")
+            shape = tuple(dim.dim_value for dim in kind.shape.dim)
+            self.converter.values[value.name] = self.converter.builder.input(value.name, shape, dtype)
+
+    def add_node(self, proto: Any) -> None:
+        node = self._plain(proto)
+        if not self._fold(node, proto) and not self._apply(node):
+            self.lost.update(name for name in node.outputs if name)
+
+    def _plain(self, proto: Any) -> OnnxNode:
+        import onnx
+
+        attrs: dict[str, object] = {}
+        for attribute in proto.attribute:
+            value = onnx.helper.get_attribute_value(attribute)
+            if isinstance(value, onnx.TensorProto):
+                value = to_array(value, self.label)
+            attrs[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+        domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}::"
+        opset = next((o.version for o in self.model.opset_import if o.domain == proto.domain), 0)
+        return OnnxNode(
+            self._name(proto), domain + proto.op_type, tuple(proto.input), tuple(proto.output), attrs, opset
+        )
+
+    def _name(self, proto: Any) -> str:
+        """The node's name in the file, or else after its weight, or else after its output; unique."""
+        output = next((name for name in proto.output if name), proto.op_type)
+        weight = _weight_name(proto, self.weights)
+        if not _MACHINE_MADE.match(proto.name):
+            wanted = proto.name
+        else:
+            wanted = (
+                self.names.get(weight) or self.names.get(output) or weight.removesuffix(".weight") or output
+            )
+        name, count = wanted, 1
+        while name in self.taken:
+            name, count = f"{wanted}_{count}", count + 1
+        self.taken.add(name)
+        return name
+
+    def _fold(self, node: OnnxNode, proto: Any) -> bool:
+        """Compute a node whose inputs are all known. False when it is left to its rule."""
+        constants = self.converter.constants
+        if node.op == "Constant" or not foldable(proto, constants):
+            return False
+        results = fold(proto, node.opset, constants, self.label)
+        constants.update((name, array) for name, array in zip(node.outputs, results, strict=False) if name)
+        return True
+
+    def _apply(self, node: OnnxNode) -> bool:
+        rule = RULES.get(node.op)
+        if rule is None:
+            self._report(node, hint_of(node.op))
+            return False
+        if any(name in self.lost for name in node.inputs):
+            return False
+        try:
+            results = rule(self.converter, node)
+        except (UnsupportedForm, TypeRuleError) as problem:
+            self._report(node, str(problem))
+            return False
+        listed: Sequence[Result] = [results] if isinstance(results, (str, np.ndarray)) else results
+        for name, result in zip(node.outputs, listed, strict=False):
+            if isinstance(result, str):
+                self.converter.values[name] = result
+            else:
+                self.converter.constants[name] = result
+        return True
+
+    def _report(self, node: OnnxNode, hint: str) -> None:
+        self.problems.setdefault((node.op, hint), []).append(node.name)
+
+    def raise_unsupported(self) -> None:
+        """Raise UnsupportedError listing all problems, the most frequent first."""
+        if not self.problems:
+            return
+        lines = []
+        for (op, hint), nodes in sorted(self.problems.items(), key=lambda item: (-len(item[1]), item[0])):
+            examples = ", ".join(nodes[:3]) + (", ..." if len(nodes) > 3 else "")
+            lines.append(f"  {op} x {len(nodes)}: {hint} (nodes: {examples})")
+        raise UnsupportedError("\n".join([f"{self.label}: bitsmith cannot compile these operators:", *lines]))

@@ -1,0 +1,102 @@
+"""Computes nodes whose inputs are all constant, with onnx's own reference implementation; refuses to grow without bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError
+from .onnx_read import first_line
+
+MAX_ELEMENTS = 1 << 26
+"""The most elements a folded constant may have (256 MiB of float32): more is a hostile file, not a weight."""
+
+# Their output's size is not bounded by that of their inputs, or is only known by running them.
+_GROWING = {
+    "ConstantOfShape",
+    "Expand",
+    "Tile",
+    "Range",
+    "OneHot",
+    "Pad",
+    "Resize",
+    "Upsample",
+    "EyeLike",
+    "Loop",
+    "Scan",
+}
+_RANDOM = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+    "Dropout",
+}
+
+
+def too_large(node: Any) -> bool:
+    """Whether the optimizer must leave an onnx_ir node alone: its result would be huge, or nobody knows how large."""
+    shapes = [out.shape for out in node.outputs]
+    if any(shape is None or not shape.is_static() for shape in shapes):
+        return node.op_type in _GROWING
+    return any(int(np.prod([int(d) for d in shape], dtype=object)) > MAX_ELEMENTS for shape in shapes)
+
+
+def foldable(proto: Any, constants: Mapping[str, np.ndarray]) -> bool:
+    """Whether all inputs are known and the operator is a pure function."""
+    nested = any(a.HasField("g") or a.graphs for a in proto.attribute)
+    pure = proto.domain in ("", "ai.onnx") and proto.op_type not in _RANDOM and not nested
+    return pure and all(name in constants for name in proto.input if name)
+
+
+def fold(proto: Any, opset: int, constants: Mapping[str, np.ndarray], label: str) -> list[np.ndarray]:
+    """The outputs of a foldable node. Raises ModelError when it cannot be computed, or would be huge."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    inputs = {name: constants[name] for name in proto.input if name}
+    where = f"{label}: constant node {proto.name or proto.output[0]!r} ({proto.op_type})"
+    _check_size(proto, inputs, where)
+    graph = onnx.helper.make_graph(
+        [proto],
+        "constant",
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in inputs],
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output if name],
+    )
+    try:
+        with np.errstate(all="ignore"):
+            model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+            results = iter(ReferenceEvaluator(model).run(None, inputs))
+    except Exception as error:
+        # The evaluator raises whatever numpy or its operators do; the model asked for the impossible.
+        raise ModelError(f"{where} cannot be computed: {first_line(error)}") from error
+    return [_plain(next(results)) if name else np.zeros(0, np.float32) for name in proto.output]
+
+
+def _plain(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype in (np.float64, np.float16) else array
+
+
+def _check_size(proto: Any, inputs: Mapping[str, np.ndarray], where: str) -> None:
+    if proto.op_type not in _GROWING:
+        return
+    arrays = [inputs[name] for name in proto.input if name]
+    data = arrays[0].size if arrays else 1
+    factors = {
+        "ConstantOfShape": lambda: _product(arrays[0]),
+        "Expand": lambda: data * _product(np.maximum(arrays[1], 1)),
+        "Tile": lambda: data * _product(arrays[1]),
+        "Range": lambda: abs(float(arrays[1]) - float(arrays[0])) / max(abs(float(arrays[2])), 1e-30),
+    }
+    size = factors.get(proto.op_type, lambda: np.inf)()
+    if not size <= MAX_ELEMENTS:
+        raise ModelError(f"{where} makes a constant of more than {MAX_ELEMENTS} numbers, or of unknown size")
+
+
+def _product(sizes: np.ndarray) -> float:
+    return float(np.prod(sizes.astype(np.float64)))

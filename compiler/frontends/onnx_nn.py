@@ -1,0 +1,254 @@
+"""Conversion rules: convolution, products, normalisation and pooling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .converter import Converter, OnnxNode, Result, Rule, UnsupportedForm
+
+
+def _axes_2d(values: Sequence[int], fill: int) -> tuple[int, int]:
+    """Per-axis numbers of a 1-D or 2-D window as two; a 1-D window slides along the last axis."""
+    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _pads_2d(pads: Sequence[int]) -> tuple[int, int, int, int]:
+    """ONNX pads (begins, then ends) as top, left, bottom, right."""
+    return (0, pads[0], 0, pads[1]) if len(pads) == 2 else (pads[0], pads[1], pads[2], pads[3])
+
+
+def _window_pads(
+    node: OnnxNode,
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[int, ...]:
+    """Begins, then ends, of the padding that `auto_pad` or `pads` ask for."""
+    mode = node.str("auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        return node.ints("pads", [0] * (2 * len(kernel)))
+    if mode == "VALID":
+        return (0,) * (2 * len(kernel))
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        raise UnsupportedForm(f"auto_pad {mode!r} is not known")
+    begins, ends = [], []
+    for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
+        total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+        small, large = total // 2, total - total // 2
+        begins.append(small if mode == "SAME_UPPER" else large)
+        ends.append(large if mode == "SAME_UPPER" else small)
+    return (*begins, *ends)
+
+
+def _plane(c: Converter, node: OnnxNode) -> tuple[str, tuple[int, ...]]:
+    """(the input as [n, c, h, w], its spatial sizes); a 1-D signal becomes one row."""
+    x = c.value(node)
+    shape = c.type(x).shape
+    if len(shape) == 3:
+        x = c.reshape(node, x, (shape[0], shape[1], 1, shape[2]), "row")
+    elif len(shape) != 4:
+        raise UnsupportedForm(f"{len(shape) - 2}-D data; only 1-D and 2-D are supported")
+    return x, shape[2:]
+
+
+def _flat(c: Converter, node: OnnxNode, y: str, spatial: int) -> str:
+    """The result without the row axis that `_plane` put in."""
+    if spatial == 2:
+        return y
+    n, channels, _, length = c.type(y).shape
+    return c.emit(node, "reshape", [y], shape=(n, channels, length))
+
+
+def _conv(c: Converter, node: OnnxNode) -> Result:
+    weight = c.known(node, 1, "weight")
+    x, sizes = _plane(c, node)
+    kernel = weight.shape[2:]
+    if node.ints("kernel_shape", kernel) != kernel:
+        raise UnsupportedForm(f"kernel_shape {node.attrs['kernel_shape']} differs from its weight's {kernel}")
+    if len(kernel) != len(sizes):
+        raise UnsupportedForm(f"a {len(kernel)}-D kernel on {len(sizes)}-D data")
+    ones = [1] * len(kernel)
+    strides, dilations = node.ints("strides", ones), node.ints("dilations", ones)
+    pads = _window_pads(node, sizes, kernel, strides, dilations)
+    one_d = len(kernel) == 1
+    inputs = [x, c.param(node.inputs[1], weight[:, :, None] if one_d else weight, "row" if one_d else "")]
+    if node.has_input(2):
+        c.known(node, 2, "bias")
+        inputs.append(c.value(node, 2))
+    y = c.emit(
+        node,
+        "conv2d",
+        inputs,
+        "conv" if one_d else "",
+        strides=_axes_2d(strides, 1),
+        pads=_pads_2d(pads),
+        dilations=_axes_2d(dilations, 1),
+        groups=node.int("group", 1),
+    )
+    return _flat(c, node, y, len(kernel))
+
+
+def _transposed(c: Converter, node: OnnxNode, value: str, part: str) -> str:
+    rank = len(c.type(value).shape)
+    return c.emit(node, "transpose", [value], part, perm=(*range(rank - 2), rank - 1, rank - 2))
+
+
+def _gemm(c: Converter, node: OnnxNode) -> Result:
+    alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
+    a, weight = c.value(node, 0), c.constant(node, 1)
+    if node.int("transA", 0):
+        a = _transposed(c, node, a, "a_transposed")
+    addend = c.constant(node, 2)
+    bias = None if addend is None else _as_bias(addend, weight, node.int("transB", 0))
+    separate = node.has_input(2) and beta != 0.0 and bias is None
+    last = "product" if separate else ""
+    if weight is not None:
+        rows = weight if node.int("transB", 0) else weight.T
+        form = f"rows x{alpha}" if alpha != 1.0 else "rows"
+        inputs = [
+            a,
+            c.param(
+                node.inputs[1], rows * np.float32(alpha), "" if rows is weight and alpha == 1.0 else form
+            ),
+        ]
+        if bias is not None and beta != 0.0:
+            inputs.append(c.param(node.inputs[2], bias * np.float32(beta), "" if beta == 1.0 else f"x{beta}"))
+        y = c.emit(node, "linear", inputs, last)
+    else:
+        b = c.value(node, 1)
+        if node.int("transB", 0):
+            b = _transposed(c, node, b, "b_transposed")
+        separate = node.has_input(2) and beta != 0.0
+        y = c.emit(node, "matmul", [a, b], "product" if separate or alpha != 1.0 else "")
+        if alpha != 1.0:
+            y = c.emit(node, "mul", [y, c.scalar(node, "alpha", alpha)], "scaled" if separate else "")
+    if not separate:
+        return y
+    other = c.value(node, 2)
+    if beta != 1.0:
+        other = c.emit(node, "mul", [other, c.scalar(node, "beta", beta)], "beta")
+    return c.emit(node, "add", [y, other])
+
+
+def _as_bias(addend: np.ndarray, weight: np.ndarray | None, transposed: int) -> np.ndarray | None:
+    """A constant addend as one number per output, or None when it differs from row to row."""
+    if weight is None or addend.size == 0 or addend.size != math.prod(addend.shape[-1:]):
+        return None
+    return np.ascontiguousarray(np.broadcast_to(addend.reshape(-1), (weight.shape[0 if transposed else 1],)))
+
+
+def _matmul(c: Converter, node: OnnxNode) -> Result:
+    weight = c.constant(node, 1)
+    a = c.value(node, 0)
+    if weight is not None and weight.ndim == 2:
+        return c.emit(node, "linear", [a, c.param(node.inputs[1], weight.T, "rows")])
+    if weight is not None and weight.ndim == 1:
+        y = c.emit(node, "linear", [a, c.param(node.inputs[1], weight[None], "rows")], "column")
+        return c.reshape(node, y, c.type(a).shape[:-1])
+    b = c.value(node, 1)
+    a_shape, b_shape = c.type(a).shape, c.type(b).shape
+    if len(a_shape) >= 2 and len(b_shape) >= 2:
+        return c.emit(node, "matmul", [a, b])
+    # A vector is a matrix of one row (left) or one column (right), whose axis goes again afterwards.
+    if len(a_shape) == 1:
+        a = c.reshape(node, a, (1, *a_shape), "row")
+    if len(b_shape) == 1:
+        b = c.reshape(node, b, (*b_shape, 1), "column")
+    y = c.emit(node, "matmul", [a, b], "product")
+    shape = list(c.type(y).shape)
+    if len(b_shape) == 1:
+        del shape[-1]
+    if len(a_shape) == 1:
+        del shape[-1 if len(b_shape) == 1 else -2]
+    return c.reshape(node, y, shape)
+
+
+def _batch_norm(c: Converter, node: OnnxNode) -> Result:
+    if node.int("training_mode", 0):
+        raise UnsupportedForm("training_mode=1; export the model in evaluation mode")
+    if node.used_outputs() > 1:
+        raise UnsupportedForm("its statistics are read as outputs; export the model in evaluation mode")
+    if node.int("spatial", 1) == 0:
+        raise UnsupportedForm("spatial=0")
+    for i, what in enumerate(("scale", "bias", "mean", "variance"), 1):
+        c.known(node, i, what)
+    return c.emit(node, "batch_norm", [c.value(node, i) for i in range(5)], eps=node.float("epsilon", 1e-5))
+
+
+def _pool(op: str) -> Rule:
+    def rule(c: Converter, node: OnnxNode) -> Result:
+        if node.used_outputs() > 1:
+            raise UnsupportedForm("its output Indices is used")
+        x, sizes = _plane(c, node)
+        kernel = node.ints("kernel_shape", ())
+        if len(kernel) != len(sizes):
+            raise UnsupportedForm(f"a {len(kernel)}-D window on {len(sizes)}-D data")
+        ones = [1] * len(kernel)
+        strides, dilations = node.ints("strides", ones), node.ints("dilations", ones)
+        pads = _window_pads(node, sizes, kernel, strides, dilations)
+        counted = bool(node.int("count_include_pad", 0))
+        if node.int("ceil_mode", 0):
+            grown = _ceil_pads(sizes, kernel, strides, dilations, pads)
+            if counted and grown != pads:
+                raise UnsupportedForm(
+                    "ceil_mode=1 with count_include_pad=1, where the last window is cut short"
+                )
+            pads = grown
+        y = c.emit(
+            node,
+            op,
+            [x],
+            "pool" if len(kernel) == 1 else "",
+            kernel=_axes_2d(kernel, 1),
+            strides=_axes_2d(strides, 1),
+            pads=_pads_2d(pads),
+            dilations=_axes_2d(dilations, 1),
+            **({"count_pad": counted} if op == "avg_pool2d" else {}),
+        )
+        return _flat(c, node, y, len(kernel))
+
+    return rule
+
+
+def _ceil_pads(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+) -> tuple[int, ...]:
+    """The padding with which rounding down gives what ceil_mode gives; a window may not start behind the data."""
+    rank = len(kernel)
+    begins, ends = list(pads[:rank]), list(pads[rank:])
+    for i in range(rank):
+        reach = dilations[i] * (kernel[i] - 1) + 1
+        free = sizes[i] + begins[i] + ends[i] - reach
+        windows = -(-free // strides[i]) + 1
+        if (windows - 1) * strides[i] >= sizes[i] + begins[i]:
+            windows -= 1
+        ends[i] += max((windows - 1) * strides[i] - free, 0)
+    return (*begins, *ends)
+
+
+def _global_pool(op: str) -> Rule:
+    def rule(c: Converter, node: OnnxNode) -> Result:
+        x = c.value(node)
+        return c.emit(node, op, [x], axes=tuple(range(2, len(c.type(x).shape))), keepdims=True)
+
+    return rule
+
+
+NN_RULES: dict[str, Rule] = {
+    "AveragePool": _pool("avg_pool2d"),
+    "BatchNormalization": _batch_norm,
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_pool("reduce_mean"),
+    "GlobalMaxPool": _global_pool("reduce_max"),
+    "MatMul": _matmul,
+    "MaxPool": _pool("max_pool2d"),
+}

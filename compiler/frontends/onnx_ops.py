@@ -1,0 +1,56 @@
+"""The ONNX operators that bitsmith converts, and what to say about those that it does not."""
+
+from __future__ import annotations
+
+from .converter import Rule
+from .onnx_math import MATH_RULES
+from .onnx_nn import NN_RULES
+from .onnx_shape import SHAPE_RULES
+
+RULES: dict[str, Rule] = {**NN_RULES, **MATH_RULES, **SHAPE_RULES}
+
+_QUANTISED = "the model is quantised already: give the float model, bitsmith quantises it itself"
+_CONTROL = "control flow that depends on data has no static form: export the model with fixed control flow"
+_RECURRENT = "recurrent layers are not supported by this version"
+_RANDOM = "random numbers are not reproducible: export the model in evaluation mode"
+
+HINTS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "DynamicQuantizeLinear",
+            "QLinearConv",
+            "QLinearMatMul",
+            "ConvInteger",
+            "MatMulInteger",
+        ),
+        _QUANTISED,
+    ),
+    **dict.fromkeys(("If", "Loop", "Scan"), _CONTROL),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
+    **dict.fromkeys(
+        (
+            "RandomNormal",
+            "RandomNormalLike",
+            "RandomUniform",
+            "RandomUniformLike",
+            "Bernoulli",
+            "Multinomial",
+        ),
+        _RANDOM,
+    ),
+    **dict.fromkeys(
+        ("NonMaxSuppression", "NonZero", "Unique", "Compress"),
+        "its output's size depends on data: cut the model before it",
+    ),
+    **dict.fromkeys(("TopK", "ArgMax", "ArgMin"), "cut the model before it and do this step on its output"),
+}
+
+NO_RULE = "bitsmith has no conversion for it yet"
+FOREIGN = "an operator of another runtime: export the model with standard ONNX operators only"
+
+
+def hint_of(op: str) -> str:
+    """What a user can do about an operator without a rule."""
+    return FOREIGN if "::" in op else HINTS.get(op, NO_RULE)

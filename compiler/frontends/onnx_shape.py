@@ -1,0 +1,253 @@
+"""Conversion rules: operators that move data, and those that vanish because shapes are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .converter import Converter, OnnxNode, Result, Rule, UnsupportedForm
+
+
+def _shape_of(c: Converter, node: OnnxNode) -> tuple[int, ...]:
+    return c.type(c.value(node)).shape
+
+
+def _positive(axis: int, rank: int) -> int:
+    return axis + rank if axis < 0 else axis
+
+
+def _numbers(c: Converter, node: OnnxNode, key: str, index: int) -> tuple[int, ...] | None:
+    """Integers that older operator sets have as attribute `key`, newer ones as input `index`; None when left out."""
+    if node.has_input(index):
+        return tuple(int(v) for v in c.known(node, index, key).reshape(-1))
+    return node.ints(key, ()) if key in node.attrs else None
+
+
+def _reshape(c: Converter, node: OnnxNode) -> Result:
+    shape = _shape_of(c, node)
+    wanted = [int(v) for v in c.known(node, 1, "shape").reshape(-1)]
+    if not node.int("allowzero", 0):
+        wanted = [shape[i] if v == 0 and i < len(shape) else v for i, v in enumerate(wanted)]
+    if -1 in wanted:
+        rest = math.prod(v for v in wanted if v != -1)
+        wanted[wanted.index(-1)] = math.prod(shape) // rest if rest else 0
+    return c.reshape(node, c.value(node), wanted)
+
+
+def _flatten(c: Converter, node: OnnxNode) -> Result:
+    shape = _shape_of(c, node)
+    axis = _positive(node.int("axis", 1), len(shape))
+    return c.reshape(node, c.value(node), (math.prod(shape[:axis]), math.prod(shape[axis:])))
+
+
+def _squeeze(c: Converter, node: OnnxNode) -> Result:
+    shape = _shape_of(c, node)
+    axes = _numbers(c, node, "axes", 1)
+    gone = (
+        {i for i, d in enumerate(shape) if d == 1}
+        if axes is None
+        else {_positive(a, len(shape)) for a in axes}
+    )
+    return c.reshape(node, c.value(node), [d for i, d in enumerate(shape) if i not in gone])
+
+
+def _unsqueeze(c: Converter, node: OnnxNode) -> Result:
+    shape = list(_shape_of(c, node))
+    axes = _numbers(c, node, "axes", 1) or ()
+    for axis in sorted(_positive(a, len(shape) + len(axes)) for a in axes):
+        shape.insert(axis, 1)
+    return c.reshape(node, c.value(node), shape)
+
+
+def _transpose(c: Converter, node: OnnxNode) -> Result:
+    rank = len(_shape_of(c, node))
+    perm = node.ints("perm", tuple(reversed(range(rank))))
+    x = c.value(node)
+    return x if perm == tuple(range(rank)) else c.emit(node, "transpose", [x], perm=perm)
+
+
+def _concat(c: Converter, node: OnnxNode) -> Result:
+    values = [c.value(node, i) for i in range(len(node.inputs))]
+    if len(values) == 1:
+        return values[0]
+    return c.emit(node, "concat", values, axis=_positive(node.int("axis", 1), len(_shape_of(c, node))))
+
+
+def _emit_slice(
+    c: Converter,
+    node: OnnxNode,
+    starts: Sequence[int],
+    stops: Sequence[int],
+    steps: Sequence[int],
+    part: str = "",
+) -> str:
+    """The slice node, or the value itself when all of it is taken."""
+    x, shape = c.value(node), _shape_of(c, node)
+    if any(stop <= start for start, stop in zip(starts, stops, strict=True)):
+        raise UnsupportedForm("the slice is empty")
+    if tuple(stops) == shape and not any(starts) and set(steps) <= {1}:
+        return x
+    return c.emit(node, "slice", [x], part, starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
+
+
+def _slice(c: Converter, node: OnnxNode) -> Result:
+    shape = _shape_of(c, node)
+    begin, end = _numbers(c, node, "starts", 1) or (), _numbers(c, node, "ends", 2) or ()
+    axes = _numbers(c, node, "axes", 3) or tuple(range(len(begin)))
+    stride = _numbers(c, node, "steps", 4) or (1,) * len(begin)
+    starts, stops, steps = [0] * len(shape), list(shape), [1] * len(shape)
+    for a, b, axis, step in zip(begin, end, axes, stride, strict=True):
+        if step < 0:
+            raise UnsupportedForm("a negative step (it reverses the data)")
+        i = _positive(axis, len(shape))
+        starts[i], stops[i], steps[i] = slice(a, b, step).indices(shape[i])
+    return _emit_slice(c, node, starts, stops, steps)
+
+
+def _split_sizes(c: Converter, node: OnnxNode, length: int) -> tuple[int, ...]:
+    sizes = _numbers(c, node, "split", 1)
+    if sizes is not None:
+        return sizes
+    count = node.int("num_outputs", len(node.outputs))
+    size = -(-length // count)
+    return (size,) * (count - 1) + (length - size * (count - 1),)
+
+
+def _split(c: Converter, node: OnnxNode) -> list[Result]:
+    shape = _shape_of(c, node)
+    axis = _positive(node.int("axis", 0), len(shape))
+    pieces: list[Result] = []
+    at = 0
+    for i, size in enumerate(_split_sizes(c, node, shape[axis])):
+        starts, stops = [0] * len(shape), list(shape)
+        starts[axis], stops[axis] = at, at + size
+        pieces.append(_emit_slice(c, node, starts, stops, [1] * len(shape), str(i)))
+        at += size
+    return pieces
+
+
+def _gather(c: Converter, node: OnnxNode) -> Result:
+    """Only the choice of one index: a slice whose axis is dropped."""
+    index = c.known(node, 1, "index")
+    if index.ndim > 0:
+        raise UnsupportedForm("more than one index; only the choice of a single one is supported")
+    shape = list(_shape_of(c, node))
+    axis = _positive(node.int("axis", 0), len(shape))
+    at = _positive(int(index), shape[axis])
+    starts, stops = [0] * len(shape), list(shape)
+    starts[axis], stops[axis] = at, at + 1
+    chosen = _emit_slice(c, node, starts, stops, [1] * len(shape), "chosen")
+    return c.reshape(node, chosen, shape[:axis] + shape[axis + 1 :])
+
+
+def _pad(c: Converter, node: OnnxNode) -> Result:
+    mode = node.str("mode", "constant")
+    if mode != "constant":
+        raise UnsupportedForm(f"mode {mode!r}; only constant padding is supported")
+    rank = len(_shape_of(c, node))
+    pads = _numbers(c, node, "pads", 1) or ()
+    value = float(c.known(node, 2, "value").reshape(-1)[0]) if node.has_input(2) else node.float("value", 0.0)
+    axes = _numbers(c, node, "axes", 3) or tuple(range(rank))
+    before, after = [0] * rank, [0] * rank
+    for i, axis in enumerate(axes):
+        before[_positive(axis, rank)], after[_positive(axis, rank)] = pads[i], pads[i + len(axes)]
+    if min((*before, *after), default=0) < 0:
+        raise UnsupportedForm("negative pads (they cut)")
+    x = c.value(node)
+    return (
+        c.emit(node, "pad", [x], before=tuple(before), after=tuple(after), value=value)
+        if any(before + after)
+        else x
+    )
+
+
+def _expand(c: Converter, node: OnnxNode) -> Result:
+    shape = _shape_of(c, node)
+    wanted = tuple(int(v) for v in c.known(node, 1, "shape").reshape(-1))
+    out = np.broadcast_shapes(shape, wanted)
+    if math.prod(out) != math.prod(shape):
+        raise UnsupportedForm(f"from {shape} to {out}; only the arithmetic operators broadcast")
+    return c.reshape(node, c.value(node), out)
+
+
+def _identity(c: Converter, node: OnnxNode) -> Result:
+    return c.value(node)
+
+
+def _dropout(c: Converter, node: OnnxNode) -> Result:
+    training = c.constant(node, 2)
+    if node.has_input(2) and (training is None or bool(training.reshape(-1)[0])):
+        raise UnsupportedForm("training_mode is on; export the model in evaluation mode")
+    if node.used_outputs() > 1:
+        raise UnsupportedForm("its mask output is used")
+    return c.value(node)
+
+
+def _cast(c: Converter, node: OnnxNode) -> Result:
+    return _cast_to(c, node, node.int("to", 1))
+
+
+def _cast_to(c: Converter, node: OnnxNode, to: int) -> Result:
+    """Every floating-point type is float32 here, so casts between them do nothing."""
+    from onnx import TensorProto
+
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    x = c.value(node)
+    dtype = c.type(x).dtype
+    name = TensorProto.DataType.Name(to).lower()
+    if to not in floats:
+        raise UnsupportedForm(f"from {dtype} to {name} of data computed at run time")
+    if dtype == "uint8":
+        return c.emit(node, "dequantize", [x], x_scale=1.0, x_zero=0)
+    if dtype != "float32":
+        raise UnsupportedForm(f"from {dtype} to {name} of data computed at run time")
+    return x
+
+
+def _constant(c: Converter, node: OnnxNode) -> Result:
+    for key, kind in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
+        if key in node.attrs:
+            return np.array(node.attrs[key], kind)
+    value = node.attrs.get("value")
+    if not isinstance(value, np.ndarray):
+        raise UnsupportedForm(f"a constant given as {', '.join(node.attrs)}")
+    return value
+
+
+def _shape(c: Converter, node: OnnxNode) -> Result:
+    shape = _shape_of(c, node)
+    rank = len(shape)
+    start, end = node.int("start", 0), node.int("end", rank)
+    return np.array(shape[slice(*slice(start, end).indices(rank))], np.int64)
+
+
+def _size(c: Converter, node: OnnxNode) -> Result:
+    return np.array(math.prod(_shape_of(c, node)), np.int64)
+
+
+SHAPE_RULES: dict[str, Rule] = {
+    "Cast": _cast,
+    "Concat": _concat,
+    "Constant": _constant,
+    "Dropout": _dropout,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Identity": _identity,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Size": _size,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}

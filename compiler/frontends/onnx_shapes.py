@@ -1,0 +1,153 @@
+"""Gives every graph input of an ONNX model a fixed shape: the file's own, with what the user says put in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError, ModelError, UnsupportedError
+from .onnx_read import first_line
+
+Shapes = Mapping[str, int | Sequence[int]]
+
+
+def graph_inputs(model: Any) -> list[Any]:
+    """ValueInfos of the inputs that a user feeds (old files list the weights as inputs too)."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def example_shapes(model: Any, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of example inputs, by input name. Raises InputError when they do not match the model's inputs."""
+    names = [value.name for value in graph_inputs(model)]
+    if isinstance(inputs, Mapping):
+        _refuse_unknown(inputs, names, [])
+        pairs = list(inputs.items())
+    else:
+        if len(inputs) != len(names):
+            raise InputError(
+                f"{len(inputs)} example inputs for a model with {len(names)}: {', '.join(names)}"
+            )
+        pairs = list(zip(names, inputs, strict=True))
+    for name, value in pairs:
+        if not hasattr(value, "shape"):
+            raise InputError(f"example input {name!r} is a {type(value).__name__}, must be an array")
+    return {name: tuple(int(d) for d in value.shape) for name, value in pairs}
+
+
+def fix_shapes(model: Any, shapes: Shapes, label: str) -> None:
+    """Put fixed shapes on all inputs of `model`, in place, and infer the rest.
+
+    `shapes`: input name -> whole shape, or dimension name -> size. Raises InputError listing every dimension left open.
+    """
+    values = graph_inputs(model)
+    dimensions = sorted(
+        {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+    )
+    _refuse_unknown(shapes, [value.name for value in values], dimensions)
+    for value in values:
+        if not value.type.HasField("tensor_type"):
+            raise UnsupportedError(f"{label}: input {value.name!r} is not a tensor")
+        _fix_input(value, shapes)
+    _refuse_open(values, label)
+    _infer(model, label)
+
+
+def _refuse_unknown(given: Mapping[str, Any], names: Sequence[str], dimensions: Sequence[str]) -> None:
+    unknown = [key for key in given if key not in names and key not in dimensions]
+    if unknown:
+        has = f"inputs {', '.join(names) or 'none'}" + (
+            f"; dimensions {', '.join(dimensions)}" if dimensions else ""
+        )
+        raise InputError(
+            f"the model has no input or dimension called {', '.join(map(repr, unknown))}. It has {has}."
+        )
+
+
+def _fix_input(value: Any, shapes: Shapes) -> None:
+    tensor = value.type.tensor_type
+    wanted = shapes.get(value.name)
+    if wanted is not None and isinstance(wanted, Sequence) and not isinstance(wanted, str):
+        if tensor.HasField("shape") and len(tensor.shape.dim) != len(wanted):
+            raise InputError(
+                f"input {value.name!r} has {len(tensor.shape.dim)} dimensions, not {len(wanted)}: {tuple(wanted)}"
+            )
+        del tensor.shape.dim[:]
+        tensor.shape.SetInParent()  # a scalar's shape is present and empty
+        for i, size in enumerate(wanted):
+            tensor.shape.dim.add().dim_value = _size(size, f"dimension {i} of input {value.name!r}")
+    for dim in tensor.shape.dim:
+        if dim.dim_param in shapes and dim.dim_param:
+            dim.dim_value = _size(shapes[dim.dim_param], f"dimension {dim.dim_param!r}")
+
+
+def _size(size: Any, what: str) -> int:
+    whole = not isinstance(size, (str, bool, Sequence)) and hasattr(size, "__index__")
+    if not whole or not 1 <= int(size) < 2**31:
+        raise InputError(f"{what}: size {size!r} is not a whole number of 1 or more")
+    return int(size)
+
+
+def _refuse_open(values: Sequence[Any], label: str) -> None:
+    """Raise InputError when a dimension is open, with the options that would close each."""
+    lines, options, calls = [], [], []
+    for value in values:
+        tensor = value.type.tensor_type
+        if not tensor.HasField("shape"):
+            lines.append(f"  {value.name}: no shape at all")
+            options.append(f"--shape {value.name}=1,3,224,224")
+            calls.append(f"{value.name!r}: (1, 3, 224, 224)")
+            continue
+        dims = tensor.shape.dim
+        empty = [
+            i
+            for i, dim in enumerate(dims)
+            if dim.HasField("dim_value") and dim.dim_value <= 0 and dim.dim_value != -1
+        ]
+        if empty:
+            raise ModelError(
+                f"{label}: input {value.name!r} has an empty dimension {empty[0]}: it holds no data"
+            )
+        opened = [dim for dim in dims if not dim.HasField("dim_value") or dim.dim_value == -1]
+        if not opened:
+            continue
+        shown = [str(dim.dim_value) if dim not in opened else dim.dim_param or "?" for dim in dims]
+        lines.append(f"  {value.name}: [{', '.join(shown)}]")
+        if all(dim.dim_param for dim in opened):
+            options += [f"--shape {dim.dim_param}=1" for dim in opened]
+            calls += [f"{dim.dim_param!r}: 1" for dim in opened]
+        else:
+            guess = [str(dim.dim_value) if dim not in opened else "1" for dim in dims]
+            options.append(f"--shape {value.name}={','.join(guess)}")
+            calls.append(f"{value.name!r}: ({', '.join(guess)},)")
+    if lines:
+        options, calls = list(dict.fromkeys(options)), list(dict.fromkeys(calls))
+        raise InputError(
+            "\n".join(
+                [
+                    f"{label}: input dimensions are open, and bitsmith compiles for fixed shapes:",
+                    *lines,
+                    f"Give their sizes, for example {' '.join(options)} (in Python: shapes={{{', '.join(calls)}}}).",
+                ]
+            )
+        )
+
+
+def _infer(model: Any, label: str) -> None:
+    """Infer all shapes anew from those of the inputs; what the file says about others may be for other sizes."""
+    import onnx
+
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        sizes = "; ".join(
+            f"{v.name} [{', '.join(str(d.dim_value) for d in v.type.tensor_type.shape.dim)}]"
+            for v in graph_inputs(model)
+        )
+        raise ModelError(
+            f"{label}: shapes do not fit together with inputs {sizes}: {first_line(error)}"
+        ) from None
+    model.CopyFrom(inferred)
