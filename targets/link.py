@@ -87,7 +87,7 @@ def hash64(data: bytes | memoryview | np.ndarray) -> int:
     octets = array.reshape(-1).view(np.uint8)
     cut = octets.size // 8 * 8
     words = octets[:cut].view("<u8")
-    last = np.concatenate([octets[cut:], np.zeros(-octets.size % 8, np.uint8)]).view("<u8")
+    last = np.concatenate([octets[cut:], np.zeros(8 - octets.size % 8, np.uint8)]).view("<u8")
     total = octets.size * 0x9E3779B97F4A7C15 + _mixed(last, words.size)
     block = 1 << 16  # words at once: temporaries stay in the cache
     for start in range(0, words.size, block):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,7 +66,7 @@ def sha256_file(path: Path) -> str:
 def _staged(directory: Path) -> Iterator[Path]:
     """A fresh directory that takes the place of `directory` when the block succeeds, else vanishes."""
     place = Path(os.path.realpath(directory))
-    stage = place.with_name(f".bitsmith-{secrets.token_hex(8)}.tmp")
+    stage = place.with_name(f".bitsmith-{os.urandom(8).hex()}.tmp")
     try:
         _check_replaceable(place)
         place.parent.mkdir(parents=True, exist_ok=True)

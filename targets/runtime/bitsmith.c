@@ -40,18 +40,24 @@ static int32_t check_cpu(void) {
 
 /* ---- weights ---- */
 
+static uint64_t mixed(uint64_t word, uint64_t position) {
+    word = (word ^ position * UINT64_C(0xd6e8feb86659fd93)) * UINT64_C(0xff51afd7ed558ccd);
+    return (word ^ word >> 32) * UINT64_C(0xc4ceb9fe1a85ec53);
+}
+
 /* A checksum against damage and mix-ups (not against forgery): the sum of bijectively mixed 64-bit words,
  * each with its position. Any single changed word changes it; the words need no order, so numpy computes it
  * too. A short tail is padded with zeros. */
 static uint64_t hash64(const char *data, uint64_t bytes) {
-    uint64_t sum = bytes * UINT64_C(0x9e3779b97f4a7c15), position = 0;
-    for (uint64_t at = 0; at < bytes; at += 8) {
-        uint64_t word = 0;
-        memcpy(&word, data + at, bytes - at < 8 ? bytes - at : 8);
-        position += UINT64_C(0xd6e8feb86659fd93);
-        word = (word ^ position) * UINT64_C(0xff51afd7ed558ccd);
-        sum += (word ^ word >> 32) * UINT64_C(0xc4ceb9fe1a85ec53);
+    const uint64_t words = bytes / 8;
+    uint64_t sum = bytes * UINT64_C(0x9e3779b97f4a7c15), word = 0;
+    for (uint64_t i = 0; i < words; i++) {
+        memcpy(&word, data + 8 * i, 8);
+        sum += mixed(word, i + 1);
     }
+    word = 0;
+    if (bytes % 8) memcpy(&word, data + 8 * words, bytes % 8);
+    sum += mixed(word, words + 1);
     return sum ^ sum >> 29;
 }
 
