@@ -82,7 +82,7 @@ def violations(root: Path, rows: dict[str, int]) -> list[str]:
                     f"{file.relative_to(root)}:{line}: row {own} imports {target} of row {row}. "
                     f"Data flows one way: pass what is needed as an argument, or move the code to row {row}"
                 )
-    return wrong
+    return list(dict.fromkeys(wrong))
 
 
 def _has_code(file: Path) -> bool:
