@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -147,23 +147,27 @@ class Artifact:
         return f"<Artifact {self.manifest.name!r} for {self.manifest.target}: {ins} -> {outs}>"
 
     def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        expected = f"the model's inputs are {', '.join(map(str, self.inputs))}"
-        if len(arrays) > len(self.inputs):
-            raise InputError(f"{len(arrays)} arrays given; {expected}")
-        given = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=False)}
-        unknown = named.keys() - {spec.name for spec in self.inputs}
-        if unknown:
-            raise InputError(f"no input is called {', '.join(map(repr, sorted(unknown)))}; {expected}")
-        if twice := named.keys() & given.keys():
-            raise InputError(f"input {min(twice)!r} is given by position and by name; {expected}")
-        given |= named
-        missing = [spec.name for spec in self.inputs if spec.name not in given]
-        if missing:
-            raise InputError(f"input {', '.join(map(repr, missing))} is missing; {expected}")
+        names = [spec.name for spec in self.inputs]
+        if problem := _name_problem(names, len(arrays), named):
+            raise InputError(f"{problem}; the model's inputs are {', '.join(map(str, self.inputs))}")
+        given = {**dict(zip(names, arrays, strict=False)), **named}
         return [_fit(spec, given[spec.name]) for spec in self.inputs]
 
     def _fresh_outputs(self) -> list[np.ndarray]:
         return [np.empty(spec.shape, spec.dtype) for spec in self.outputs]
+
+
+def _name_problem(names: Sequence[str], positional: int, named: Collection[str]) -> str | None:
+    """Why `positional` arrays and those in `named` are not one for each of `names`; None when they are."""
+    if positional > len(names):
+        return f"{positional} arrays given"
+    if unknown := [name for name in named if name not in names]:
+        return f"no input is called {', '.join(map(repr, unknown))}"
+    if twice := [name for name in names[:positional] if name in named]:
+        return f"input {twice[0]!r} is given by position and by name"
+    if missing := [name for name in names[positional:] if name not in named]:
+        return f"input {', '.join(map(repr, missing))} is missing"
+    return None
 
 
 def _fit(spec: ArraySpec, value: Any) -> np.ndarray:
