@@ -1,0 +1,109 @@
+"""What calibration remembers of a value: a histogram whose range grows, and the ways to choose a range from it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+BINS = 2048
+LEVELS = 255
+SHRINK = np.linspace(1.0, 0.2, 81)
+"""Factors that the search tries on each end of a range."""
+ROUNDS = 3
+
+
+class Histogram:
+    """Counts of a stream of float32 arrays in 2048 bins over `[low, high]`, with the exact minimum and maximum.
+
+    When a number lies outside, the range doubles on that side and neighbouring bins merge: no count is ever split, so the
+    result depends on the order of the arrays only through the position of the bins' edges.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.low = self.high = 0.0
+        self.minimum, self.maximum = math.inf, -math.inf
+
+    def add(self, array: np.ndarray) -> None:
+        """Count a float32 array of any shape; it must be finite."""
+        import torch
+
+        if not array.size:
+            return
+        values = torch.from_numpy(np.ascontiguousarray(array)).flatten()
+        low, high = (float(v) for v in torch.aminmax(values))
+        if not math.isfinite(high - low):
+            raise FloatingPointError("not finite")
+        first = self.maximum < self.minimum
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        if first:
+            self.low = low
+            # A constant needs a range too; its width only has to be positive in float32.
+            self.high = high if high > low else low + max(abs(low), 1e-6) * 1e-3
+        while high > self.high:
+            self._grow(up=True)
+        while low < self.low:
+            self._grow(up=False)
+        self.counts += torch.histc(values, BINS, self.low, self.high).to(torch.int64).numpy()
+
+    def _grow(self, up: bool) -> None:
+        merged = self.counts.reshape(-1, 2).sum(1)
+        empty = np.zeros(BINS // 2, np.int64)
+        width = self.high - self.low
+        if up:
+            self.high, self.counts = self.high + width, np.concatenate([merged, empty])
+        else:
+            self.low, self.counts = self.low - width, np.concatenate([empty, merged])
+
+    @property
+    def centres(self) -> np.ndarray:
+        """Middle of each bin, float64[2048]."""
+        return self.low + (np.arange(BINS) + 0.5) * ((self.high - self.low) / BINS)
+
+
+def minmax(histogram: Histogram) -> tuple[float, float]:
+    """Everything that was seen."""
+    return histogram.minimum, histogram.maximum
+
+
+def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
+    """The range that leaves out `100 - percent` percent of the numbers at each end."""
+    total = int(histogram.counts.sum())
+    cumulated = np.cumsum(histogram.counts)
+    tail = total * (1 - percent / 100)
+    width = (histogram.high - histogram.low) / BINS
+    low = histogram.low + width * int(np.searchsorted(cumulated, tail, side="right"))
+    high = histogram.low + width * (int(np.searchsorted(cumulated, total - tail, side="left")) + 1)
+    return max(low, histogram.minimum), min(high, histogram.maximum)
+
+
+def least_squares(histogram: Histogram) -> tuple[float, float]:
+    """The range whose 256 levels have the least expected squared error; the range always holds 0.
+
+    Each end is scaled down in turn, the other held, until both rest. The lower end of values that are never negative is 0.
+    """
+    low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
+    used = histogram.counts > 0
+    centres, counts = np.clip(histogram.centres[used], low, high), histogram.counts[used].astype(np.float64)
+    best = np.array([low, high])
+    for _ in range(ROUNDS):
+        before = best.copy()
+        for end in (0, 1):
+            if (low, high)[end] == 0.0:
+                continue
+            trials = np.repeat(best[np.newaxis], len(SHRINK), 0)
+            trials[:, end] = (low, high)[end] * SHRINK
+            best = trials[int(np.argmin(_errors(centres, counts, trials)))]
+        if np.array_equal(before, best):
+            break
+    return float(best[0]), float(best[1])
+
+
+def _errors(centres: np.ndarray, counts: np.ndarray, ranges: np.ndarray) -> np.ndarray:
+    """Summed squared error of 8-bit storage for each of the ranges [n, 2]; ties go to the first, the widest."""
+    step = np.maximum(ranges[:, 1] - ranges[:, 0], 1e-30)[:, np.newaxis] / LEVELS
+    zero = np.rint(-ranges[:, :1] / step)
+    stored = (np.clip(np.rint(centres / step) + zero, 0, LEVELS) - zero) * step
+    result: np.ndarray = ((stored - centres) ** 2) @ counts
+    return result

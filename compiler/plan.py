@@ -1,0 +1,211 @@
+"""The Plan: what each layer of a network becomes. JSON, versioned, meant to be read and edited by hand.
+
+    {
+      "version": 1,
+      "graph": "efficientnet_lite0",
+      "calibration": {"method": "mse", "percentile": 99.99},
+      "layers": {
+        "_conv_stem": {"weights": "float32", "activations": "float32"},
+        "_conv_head": {"weights": "int8", "activations": "uint8"}
+      }
+    }
+
+A layer that the plan does not list stays float32. A graph and a plan (and the calibration data) decide every byte of the result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .errors import OutputError, PlanError
+from .ir import Graph, Node
+
+VERSION = 1
+LAYER_OPS = ("conv2d", "linear")
+"""Operators that carry weights: those whose OpDef says `layer=True` (a test compares)."""
+
+FORMATS: Mapping[str, Mapping[str, str]] = {
+    "float32": {"weights": "float32", "activations": "float32"},
+    "int8": {"weights": "int8", "activations": "uint8"},
+}
+"""What a layer can become, by the name of the choice."""
+
+METHODS = ("minmax", "percentile", "mse")
+"""Ways to choose the range of a value from what calibration saw of it."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How ranges are chosen. `percentile` (50 to 100) only matters to the method of that name."""
+
+    method: str = "mse"
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise PlanError(f"calibration method {self.method!r} is not one of {', '.join(METHODS)}")
+        number = isinstance(self.percentile, (int, float)) and not isinstance(self.percentile, bool)
+        if not number or not 50 < self.percentile <= 100:
+            raise PlanError(f"calibration percentile {self.percentile!r} must be above 50 and at most 100")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice per layer name. Make one with `uniform`, `load` or `from_json`; change it with `with_choice`."""
+
+    graph: str
+    layers: Mapping[str, str]
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        for layer, choice in self.layers.items():
+            _check_choice(layer, choice)
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+
+    def __hash__(self) -> int:
+        return hash(self.to_text())
+
+    @staticmethod
+    def uniform(graph: Graph, choice: str, calibration: Calibration | None = None) -> Plan:
+        """The plan that makes every layer of the graph `choice`: "int8" or "float32"."""
+        layers = {node.name: choice for node in layers_of(graph)}
+        _check_choice("every layer", choice)
+        return Plan(graph.name, layers, calibration or Calibration())
+
+    def choice(self, layer: str) -> str:
+        """ "int8" or "float32"; layers not listed are "float32"."""
+        return self.layers.get(layer, "float32")
+
+    def with_choice(self, layer: str, choice: str) -> Plan:
+        """The same plan with another choice for one layer. Raises PlanError for an unknown choice."""
+        return replace(self, layers={**self.layers, layer: choice})
+
+    def validate(self, graph: Graph) -> Plan:
+        """The plan itself, if every layer it names is in the graph; PlanError with the closest names otherwise."""
+        names = [node.name for node in layers_of(graph)]
+        unknown = [layer for layer in self.layers if layer not in set(names)]
+        if unknown:
+            raise PlanError(
+                f"the plan for {self.graph!r} names {len(unknown)} layer(s) that graph {graph.name!r} does not have: "
+                f"{'; '.join(_suggest(layer, names) for layer in unknown[:10])}{'; ...' if len(unknown) > 10 else ''}. "
+                f"`bitsmith inspect` lists the layers"
+            )
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "graph": self.graph,
+            "calibration": {"method": self.calibration.method, "percentile": self.calibration.percentile},
+            "layers": {layer: dict(FORMATS[choice]) for layer, choice in self.layers.items()},
+        }
+
+    def to_text(self) -> str:
+        """The JSON text: one line per layer, layers in their order. Equal plans give equal text."""
+        data = self.to_json()
+        lines = [f"    {json.dumps(layer)}: {json.dumps(value)}" for layer, value in data.pop("layers").items()]
+        head = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in data.items()]
+        body = ['  "layers": {', ",\n".join(lines), "  }"] if lines else ['  "layers": {}']
+        return "\n".join(["{", *head, *body, "}", ""])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON file, whole or not at all. Raises OutputError."""
+        target = Path(path)
+        scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            scratch.write_text(self.to_text(), encoding="utf-8")
+            os.replace(scratch, target)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            raise OutputError(f"cannot write the plan to {target}: {error.strerror or error}") from None
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Read a plan's file. Raises PlanError when it is missing, no JSON, or not a plan."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read plan {path}: {getattr(error, 'strerror', None) or error}") from None
+        try:
+            return Plan.from_text(text)
+        except PlanError as error:
+            raise PlanError(f"plan {path}: {error}") from None
+
+    @staticmethod
+    def from_text(text: str) -> Plan:
+        """Parse JSON text. Raises PlanError with the line of a syntax error."""
+        try:
+            data = json.loads(text, object_pairs_hook=_no_repeats)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+        except RecursionError:
+            raise PlanError("not a plan: nested too deeply") from None
+        return Plan.from_json(data)
+
+    @staticmethod
+    def from_json(data: Any) -> Plan:
+        """The plan that `to_json` wrote. Raises PlanError; unknown fields are errors, so that typing mistakes show."""
+        fields = _object(data, "the plan", {"version", "graph", "layers"}, {"calibration"})
+        version = fields["version"]
+        if type(version) is not int or version != VERSION:
+            raise PlanError(f"version is {version!r}; this bitsmith reads version {VERSION}")
+        if not isinstance(fields["graph"], str):
+            raise PlanError(f"graph is {fields['graph']!r}, must be a name")
+        if not isinstance(fields["layers"], dict):
+            raise PlanError(f"layers is {fields['layers']!r}, must be an object: layer name -> formats")
+        layers = {layer: _choice_of(layer, formats) for layer, formats in fields["layers"].items()}
+        options = _object(fields.get("calibration", {}), "calibration", set(), {"method", "percentile"})
+        return Plan(fields["graph"], layers, Calibration(**options))
+
+
+def layers_of(graph: Graph) -> tuple[Node, ...]:
+    """The nodes that a plan decides about: convolutions and linears whose weights are parameters."""
+    return tuple(node for node in graph.nodes if node.op in LAYER_OPS and node.inputs[1] in graph.params)
+
+
+def _choice_of(layer: str, formats: Any) -> str:
+    wanted = _object(formats, f"layer {layer!r}", {"weights", "activations"}, set())
+    for choice, known in FORMATS.items():
+        if wanted == known:
+            return choice
+    legal = " or ".join(json.dumps(known) for known in FORMATS.values())
+    raise PlanError(f"layer {layer!r} asks for {json.dumps(wanted)}; it can have {legal}")
+
+
+def _check_choice(layer: str, choice: str) -> None:
+    if choice not in FORMATS:
+        raise PlanError(f"layer {layer!r} cannot become {choice!r}; choose {' or '.join(FORMATS)}")
+
+
+def _object(data: Any, what: str, required: set[str], optional: set[str]) -> dict[str, Any]:
+    """`data` as a dict with exactly these keys, or PlanError."""
+    if not isinstance(data, dict):
+        raise PlanError(f"{what} is {type(data).__name__}, must be an object")
+    missing = sorted(required - set(data))
+    if missing:
+        raise PlanError(f"{what} lacks {', '.join(missing)}")
+    legal = sorted(required | optional)
+    unknown = [key for key in data if key not in legal]
+    if unknown:
+        raise PlanError(f"{what} has unknown fields: {'; '.join(_suggest(key, legal) for key in unknown)}")
+    return data
+
+
+def _no_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise PlanError(f"{next(key for key in names if names.count(key) > 1)!r} is given twice")
+    return data
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"{name!r} (did you mean {', '.join(close)}?)" if close else repr(name)

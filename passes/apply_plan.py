@@ -1,0 +1,157 @@
+"""Rewrites a prepared graph as a Plan says.
+
+    plan: a and b int8, c float32                   x.q8: quantize(x)                        uint8
+                                                    a: conv2d(x.q8, wa int8, ...) -> a       uint8
+    a: conv2d(x, wa, ba) -> a                  =>   b: conv2d(a, wb int8, ..., a) -> b       float32: c reads it
+    b: conv2d(a, wb, bb, a) -> b                    c: conv2d(b, wc, bc) -> y
+    c: conv2d(b, wc, bc) -> y
+
+An int8 layer reads uint8, sums in int32 and writes what its readers want; the formula is in ARCHITECTURE.md. passes/storage.py
+says which values are stored in uint8; where an int8 layer reads a value that is not, one `quantize` makes a copy for all such
+layers. Names of layers and values stay; a copy of v is called `v.q8`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..compiler.calibrate import Ranges
+from ..compiler.errors import PlanError
+from ..compiler.ir import AttrValue, Graph, Node
+from ..compiler.plan import LAYER_OPS, Plan, layers_of
+from ..compiler.verify import verify
+from .dead_code import remove_dead_code
+from .quantise import QParams, qparams, quantise_weights
+from .scan import Scan, attr
+from .storage import MOVING, choose_storage
+
+
+def apply_plan(graph: Graph, plan: Plan, ranges: Ranges | None) -> Graph:
+    """The graph with int8 layers where the plan says so; the graph itself when it says so nowhere (then `ranges` may be None).
+
+    Raises PlanError when the plan does not fit the graph or ranges are needed and missing, InputError when the ranges are for
+    another graph, ModelError for weights that are not finite.
+    """
+    plan.validate(graph)
+    if all(plan.choice(node.name) == "float32" for node in layers_of(graph)):
+        return graph
+    if ranges is None:
+        raise PlanError("the plan has int8 layers: calibration samples are needed to choose their ranges")
+    planner = _Planner(graph, plan, ranges)
+    for node in graph.nodes:
+        planner.visit(node)
+    return verify(remove_dead_code(planner.scan.finish()), "applying the plan")
+
+
+def conversions(graph: Graph) -> dict[str, int]:
+    """How many `quantize` and `dequantize` nodes feed each layer of a planned graph; one that feeds several counts for the first."""
+    counts = {node.name: 0 for node in layers_of(graph)}
+    for node in graph.nodes:
+        if node.op in ("quantize", "dequantize"):
+            reader = next((n for n in graph.consumers(node.output) if n.name in counts), None)
+            if reader is not None:
+                counts[reader.name] += 1
+    return counts
+
+
+class _Planner:
+    """Walks the graph once and emits each node in its new form."""
+
+    def __init__(self, graph: Graph, plan: Plan, ranges: Ranges) -> None:
+        self.ranges = ranges
+        self.scan = Scan(graph)
+        self.stored = choose_storage(graph, plan, ranges)
+        self.int8 = {node.name for node in layers_of(graph) if plan.choice(node.name) == "int8"}
+        self.copies: dict[str, str] = {}
+
+    def visit(self, node: Node) -> None:
+        inputs, attrs = node.inputs, dict(node.attrs)
+        if node.name in self.int8:
+            inputs, attrs = self._int8_layer(node)
+        elif node.op in LAYER_OPS:
+            attrs |= self._residual(node, 1.0) | self._written(node, folded=False)
+        elif node.op == "add":
+            attrs |= self._add(node)
+        elif node.op == "reduce_mean" and inputs[0] in self.stored:
+            x = self.stored[inputs[0]]
+            attrs |= {"x_scale": _f32(x.scale), "x_zero": x.zero}
+        elif node.op not in MOVING:
+            self.scan.emit(node)
+            return
+        self.scan.emit(self.scan.make(node.name, node.op, inputs, node.output, attrs))
+
+    def _int8_layer(self, node: Node) -> tuple[tuple[str, ...], dict[str, AttrValue]]:
+        value, weight, bias, residual = (*node.inputs, "", "")[:4]
+        x = self._read(value)
+        params = self.scan.params
+        w = quantise_weights(node.name, params[weight], params[bias] if bias else None, x[1].scale)
+        folded = node.output in self.stored and attr(node, "act") in ("none", "clip")
+        factor = self.stored[node.output].inverse if folded else 1.0
+        scale = (w.scale * (x[1].scale * factor)).astype(np.float32)
+        inputs = (
+            x[0],
+            self.scan.add_param(f"{node.name}.weight.int8", w.w),
+            "" if w.bias is None else self.scan.add_param(f"{node.name}.bias.int32", w.bias),
+            residual,
+            self.scan.add_param(f"{node.name}.scale", scale),
+        )
+        attrs = {"x_zero": x[1].zero} | self._residual(node, factor) | self._written(node, folded)
+        return inputs, {**node.attrs, **attrs}
+
+    def _read(self, value: str) -> tuple[str, QParams]:
+        """The uint8 form of a value and its parameters; made here if nobody stores it so."""
+        if value in self.stored:
+            return value, self.stored[value]
+        params = qparams(*self.ranges[value])
+        if value not in self.copies:
+            attrs: Mapping[str, AttrValue] = {"y_inv": _f32(params.inverse), "y_zero": params.zero}
+            self.copies[value] = self.scan.insert("quantize", (value,), f"{value}.q8", attrs)
+        return self.copies[value], params
+
+    def _residual(self, node: Node, factor: float) -> dict[str, AttrValue]:
+        """Attributes that read a layer's residual operand, times `factor`."""
+        residual = (*node.inputs, "", "")[3]
+        if not residual:
+            return {}
+        params = self.stored.get(residual, QParams(1.0, 0))
+        return {"r_scale": _f32(params.scale * factor), "r_zero": params.zero}
+
+    def _add(self, node: Node) -> dict[str, AttrValue]:
+        folded = node.output in self.stored and attr(node, "act") in ("none", "clip")
+        factor = self.stored[node.output].inverse if folded else 1.0
+        attrs: dict[str, AttrValue] = {}
+        for which, value in zip("ab", node.inputs, strict=True):
+            params = self.stored.get(value, QParams(1.0, 0))
+            attrs |= {f"{which}_scale": _f32(params.scale * factor), f"{which}_zero": params.zero}
+        return attrs | self._written(node, folded)
+
+    def _written(self, node: Node, folded: bool) -> dict[str, AttrValue]:
+        """Attributes that store a node's result. `folded`: the factors before the activation already hold 1 / scale."""
+        if node.output not in self.stored:
+            return {}
+        y = self.stored[node.output]
+        attrs: dict[str, AttrValue] = {"out_dtype": "uint8", "y_zero": y.zero, "y_inv": 1.0 if folded else _f32(y.inverse)}
+        if attr(node, "act") == "clip":
+            attrs |= _clip(node, y, folded)
+        return attrs
+
+
+def _clip(node: Node, y: QParams, folded: bool) -> dict[str, AttrValue]:
+    """The clip in the units it works in. A bound at which uint8 ends anyway is left out: rounding keeps order, so it is exact."""
+    inverse = np.float32(y.inverse)
+    bounds = {}
+    for key, beyond, end in (("lo", -math.inf, 0), ("hi", math.inf, 255)):
+        bound = float(attr(node, key))  # type: ignore[arg-type]
+        unit = np.float32(bound * y.inverse) if folded else np.float32(bound) * inverse
+        step = np.rint(unit) + y.zero
+        redundant = step <= end if key == "lo" else step >= end
+        bounds[key] = beyond if redundant else float(unit) if folded else bound
+    return {"act": "none" if bounds == {"lo": -math.inf, "hi": math.inf} else "clip", **bounds}
+
+
+def _f32(number: float) -> float:
+    """The nearest float32 number: what kernels compute with and what the text form shows."""
+    return float(np.float32(number))

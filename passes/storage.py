@@ -1,0 +1,74 @@
+"""Decides which values of a planned graph are stored in uint8, and with which scale and zero point.
+
+A value is stored in uint8 if a layer that the plan makes int8 reads it as x, everyone else who reads it can read uint8 (a layer's
+residual operand, add, reduce_mean), and its producer can write uint8 (any layer, add). Operators that only move numbers or pick
+one of them (max_pool2d, reshape, transpose, concat) tie their operands and result together: all are stored alike, or none.
+Everything else stays float32, as do the graph's inputs and outputs; int8 layers then read a converted copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..compiler.calibrate import Ranges
+from ..compiler.ir import Graph, Node
+from ..compiler.plan import LAYER_OPS, Plan, layers_of
+from .quantise import QParams, qparams
+
+MOVING = ("max_pool2d", "reshape", "transpose", "concat")
+WRITERS = (*LAYER_OPS, "add", *MOVING)
+READERS = ("add", "reduce_mean", *MOVING)
+
+
+def choose_storage(graph: Graph, plan: Plan, ranges: Ranges) -> Mapping[str, QParams]:
+    """The values stored in uint8, with their parameters. Raises InputError when a range is missing."""
+    int8 = {node.name for node in layers_of(graph) if plan.choice(node.name) == "int8"}
+    stored: dict[str, QParams] = {}
+    for group in _groups(graph):
+        wanted = any(n.name in int8 and n.inputs[0] == v for v in group for n in graph.consumers(v))
+        if wanted and all(_can_store(graph, value, int8) for value in group):
+            stored.update(dict.fromkeys(group, _shared(graph, group, ranges)))
+    return stored
+
+
+def _groups(graph: Graph) -> list[list[str]]:
+    """The float32 values that nodes make, those tied together in one list; all in order."""
+    leader: dict[str, str] = {}
+
+    def find(value: str) -> str:
+        while leader.setdefault(value, value) != value:
+            value = leader[value]
+        return value
+
+    for node in graph.nodes:
+        if node.op in MOVING:
+            for value in node.inputs:
+                leader[find(value)] = find(node.output)
+    groups: dict[str, list[str]] = {}
+    for value in (*dict(graph.inputs), *graph.params, *(v for node in graph.nodes for v in node.outputs)):
+        groups.setdefault(find(value), []).append(value)
+    return list(groups.values())
+
+
+def _can_store(graph: Graph, value: str, int8: set[str]) -> bool:
+    producer = graph.producer(value)
+    if producer is None or producer.op not in WRITERS or value in graph.outputs:
+        return False
+    if graph.type_of(value).dtype != "float32":
+        return False
+    return all(_can_read(node, value, int8) for node in graph.consumers(value))
+
+
+def _can_read(node: Node, value: str, int8: set[str]) -> bool:
+    """Whether every operand of the node that is this value may be uint8."""
+    if node.op not in LAYER_OPS:
+        return node.op in READERS
+    operands = [i for i, v in enumerate(node.inputs) if v == value]
+    return all(i == 3 or (i == 0 and node.name in int8) for i in operands)
+
+
+def _shared(graph: Graph, group: list[str], ranges: Ranges) -> QParams:
+    """Parameters that hold everything the group's computed values hold (the moved ones hold no more)."""
+    producers = [(value, graph.producer(value)) for value in group]
+    pairs = [ranges[value] for value, node in producers if node is not None and node.op not in MOVING]
+    return qparams(min(low for low, _ in pairs), max(high for _, high in pairs))
