@@ -1,0 +1,46 @@
+"""What selection makes of a node: kernel calls, named by their spec, before anything has an address."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A packed operand of a kernel. `make` packs it; `nbytes` is known without."""
+
+    nbytes: int
+    make: Callable[[], np.ndarray] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Temporary:
+    """Memory between two calls of one node."""
+
+    name: str
+    nbytes: int
+
+
+Operand = str | Weights | Temporary
+"""A value of the graph, packed weights, or memory of the node's own."""
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call. `spec` says all about the code: equal specs are one kernel. `operands` are the pointers in order, the last
+    one is written."""
+
+    spec: Any
+    operands: tuple[Operand, ...]
+    tasks: int
+
+    @property
+    def symbol(self) -> str:
+        """The kernel's C name."""
+        kind = type(self.spec).__name__.removesuffix("Spec").lower()
+        return f"{kind}_{hashlib.sha256(repr(self.spec).encode()).hexdigest()[:16]}"

@@ -1,0 +1,6 @@
+"""`python -m bitsmith.targets.compile_worker`: compiles kernels beside the process that started it (see objects.py)."""
+
+from .objects import worker
+
+if __name__ == "__main__":
+    worker()

@@ -1,0 +1,1 @@
+"""Generators of TIR kernels. Each module has a frozen spec, `emit(spec)` (the PrimFunc) and `pack(...)` (its weights)."""

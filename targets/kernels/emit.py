@@ -1,0 +1,139 @@
+"""A thin layer over TVM's IR builder: kernels of plain pointers, vector loads and stores, constants, approximations.
+
+A kernel is `void name(T0* a, T1* b, ..., int32 begin, int32 end)`. Python runs at generation time, so loops over Python ranges unroll and
+Python variables name expressions: nothing of TVMScript's parser is used (and none of its let-binding traps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as ib
+
+MAGIC = 12582912.0
+"""1.5 * 2**23: adding it to a float below 2**22 leaves the integer nearest to it (ties to even) in the low mantissa bits."""
+MAGIC_BITS = 0x4B400000
+
+
+def vector(dtype: str, lanes: int) -> str:
+    """TVM's name of a vector type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: float | int | Any, dtype: str, lanes: int) -> Any:
+    """A constant or scalar expression in every lane."""
+    scalar = tirx.const(value, dtype) if isinstance(value, int | float) else value
+    return scalar if lanes == 1 else ib.broadcast(scalar, lanes)
+
+
+def cast(value: Any, dtype: str, lanes: int) -> Any:
+    return tirx.Cast(vector(dtype, lanes), value)
+
+
+def bits(value: Any, dtype: str, lanes: int) -> Any:
+    """The same bits as another type of equal width."""
+    return ib.reinterpret(value, dtype=vector(dtype, lanes))
+
+
+def load(buffer: Any, index: Any, lanes: int = 1) -> Any:
+    return tirx.BufferLoad(buffer, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
+
+
+def store(buffer: Any, index: Any, value: Any, lanes: int = 1) -> None:
+    ib.buffer_store(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
+
+
+def vmax(a: Any, b: Any) -> Any:
+    return ib.max(a, b)
+
+
+def vmin(a: Any, b: Any) -> Any:
+    return ib.min(a, b)
+
+
+def intrinsic(name: str, dtype: str, *args: Any) -> Any:
+    """A pure LLVM intrinsic."""
+    return ib.call_llvm_pure_intrin(ib.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
+
+
+def local(size: int, dtype: str) -> Any:
+    """Memory on the stack; the annotation keeps TVM from asking a runtime for it. LLVM turns small constant-indexed ones into registers."""
+    return ib.alloc_buffer((size,), dtype, scope="global", annotations={"disable_lower_builtin": True})
+
+
+loop = ib.serial
+
+
+@contextmanager
+def when(condition: Any) -> Iterator[None]:
+    """A branch; a Python bool is decided at generation time by the caller."""
+    with ib.If(condition), ib.Then():
+        yield
+
+
+def branch(condition: Any, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    with ib.If(condition):
+        with ib.Then():
+            then()
+        with ib.Else():
+            otherwise()
+
+
+def over(begin: Any, end: Any, body: Callable[[Any], None]) -> None:
+    """A loop, or straight code when it runs once."""
+    if isinstance(begin, int) and isinstance(end, int) and end - begin <= 1:
+        if end > begin:
+            body(begin)
+        return
+    with ib.serial(begin, end) as index:
+        body(index)
+
+
+def kernel(name: str, params: Sequence[tuple[str, str]], body: Callable[..., None]) -> Any:
+    """A PrimFunc. `params` are (name, element type) of the pointers; `body(*buffers, begin, end)` emits the code.
+
+    Buffers are flat; their declared size does not matter because nothing checks it.
+    """
+    with IRBuilder() as builder:
+        with ib.prim_func(is_private=False, s_tir=True):
+            ib.func_name(name)
+            ib.func_attr({"global_symbol": name, "tirx.noalias": True})
+            handles = [(ib.arg(n, ib.handle(t)), t) for n, t in params]
+            begin, end = ib.arg("begin", ib.int32()), ib.arg("end", ib.int32())
+            buffers = [ib.decl_buffer((1 << 30,), t, data=h) for h, t in handles]
+            body(*buffers, begin, end)
+    return builder.get()
+
+
+def exp(x: Any, lanes: int) -> Any:
+    """e**x, relative error below 1e-7 for |x| <= 87 (argument clamped there). Cephes' expf polynomial."""
+    f = "float32"
+    x = vmin(vmax(x, splat(-87.0, f, lanes)), splat(88.0, f, lanes))
+    shifted = x * splat(1.4426950408889634, f, lanes) + splat(MAGIC, f, lanes)
+    exponent = bits(shifted, "int32", lanes) - splat(MAGIC_BITS, "int32", lanes)
+    # Not `shifted - MAGIC`: TVM's simplifier would cancel it.
+    n = cast(exponent, f, lanes)
+    r = x - n * splat(0.693359375, f, lanes)
+    r = r - n * splat(-2.12194440e-4, f, lanes)
+    p = splat(1.9875691500e-4, f, lanes)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + splat(c, f, lanes)
+    p = p * r * r + r + splat(1.0, f, lanes)
+    return p * bits((exponent + splat(127, "int32", lanes)) * splat(1 << 23, "int32", lanes), f, lanes)
+
+
+def erf(x: Any, lanes: int) -> Any:
+    """Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7."""
+    f = "float32"
+    one = splat(1.0, f, lanes)
+    a = vmax(x, splat(0.0, f, lanes) - x)
+    t = one / (one + splat(0.3275911, f, lanes) * a)
+    p = splat(1.061405429, f, lanes)
+    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        p = p * t + splat(c, f, lanes)
+    y = one - p * t * exp(splat(0.0, f, lanes) - a * a, lanes)
+    return tirx.Select(x < splat(0.0, f, lanes), splat(0.0, f, lanes) - y, y)

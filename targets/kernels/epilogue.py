@@ -1,0 +1,97 @@
+"""What happens to a vector of accumulators before it is stored (compiler/ops/epilogue.py has the formula)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from . import emit
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """Attributes of the node plus which optional operands there are. `residual` is its data type, "" when absent."""
+
+    acc_dtype: str = "float32"
+    bias: bool = True
+    scale: bool = False
+    residual: str = ""
+    r_scale: float = 1.0
+    r_zero: int = 0
+    act: str = "none"
+    lo: float = -math.inf
+    hi: float = math.inf
+    alpha: float = 0.01
+    y_inv: float = 1.0
+    y_zero: int = 0
+    out_dtype: str = "float32"
+
+    def start(self, bias: Any, index: Any, lanes: int) -> Any:
+        """What the accumulators begin with: the bias of channels [index, index + lanes), or zero."""
+        if self.bias:
+            return emit.load(bias, index, lanes)
+        return emit.splat(0.0 if self.acc_dtype == "float32" else 0, self.acc_dtype, lanes)
+
+    def finish(self, acc: Any, scale: Any, residual: Any, lanes: int) -> Any:
+        """Vector of `out_dtype` from accumulators; `scale` and `residual` are loaded vectors or None."""
+        f = acc if self.acc_dtype == "float32" else emit.cast(acc, "float32", lanes)
+        if scale is not None:
+            f = f * scale
+        if residual is not None:
+            f = f + real(residual, self.residual, self.r_scale, self.r_zero, lanes)
+        return quantise(activate(f, self, lanes), self, lanes)
+
+
+def within(spec: Any) -> bool:
+    """The activation alone keeps the result inside uint8."""
+    return bool(spec.act == "clip" and spec.y_inv == 1.0 and spec.lo >= -spec.y_zero and spec.hi <= 255 - spec.y_zero)
+
+
+def real(value: Any, dtype: str, scale: float, zero: int, lanes: int) -> Any:
+    """A stored value as float32."""
+    if dtype == "uint8":
+        value = emit.cast(emit.cast(value, "int32", lanes), "float32", lanes)
+    if zero:
+        value = value - emit.splat(float(zero), "float32", lanes)
+    return value if scale == 1.0 else value * emit.splat(scale, "float32", lanes)
+
+
+def activate(f: Any, spec: Any, lanes: int) -> Any:
+    """The activation on a float32 vector; `spec` has act, lo, hi and alpha."""
+
+    def c(value: float) -> Any:
+        return emit.splat(value, "float32", lanes)
+
+    def gate(x: Any) -> Any:
+        return emit.vmin(emit.vmax(x * c(1 / 6) + c(0.5), c(0.0)), c(1.0))
+
+    def sigmoid(x: Any) -> Any:
+        return c(1.0) / (c(1.0) + emit.exp(c(0.0) - x, lanes))
+
+    if spec.act == "clip":
+        f = emit.vmax(f, c(spec.lo)) if spec.lo > -math.inf else f
+        return emit.vmin(f, c(spec.hi)) if spec.hi < math.inf else f
+    return {
+        "none": lambda: f,
+        "hard_sigmoid": lambda: gate(f),
+        "hard_swish": lambda: f * gate(f),
+        "sigmoid": lambda: sigmoid(f),
+        "silu": lambda: f * sigmoid(f),
+        "tanh": lambda: c(1.0) - c(2.0) / (c(1.0) + emit.exp(f + f, lanes)),
+        "gelu": lambda: f * c(0.5) * (c(1.0) + emit.erf(f * c(math.sqrt(0.5)), lanes)),
+        "leaky_relu": lambda: emit.vmax(f, c(0.0)) + emit.vmin(f, c(0.0)) * c(spec.alpha),
+    }[spec.act]()
+
+
+def quantise(f: Any, spec: Any, lanes: int) -> Any:
+    """float32 -> `spec.out_dtype`. Clamping first keeps the rounding trick in range; it commutes with rounding at whole bounds."""
+    if spec.out_dtype == "float32":
+        return f
+    if spec.y_inv != 1.0:
+        f = f * emit.splat(spec.y_inv, "float32", lanes)
+    if not within(spec):
+        f = emit.vmax(f, emit.splat(float(-spec.y_zero), "float32", lanes))
+        f = emit.vmin(f, emit.splat(float(255 - spec.y_zero), "float32", lanes))
+    rounded = emit.bits(f + emit.splat(emit.MAGIC, "float32", lanes), "int32", lanes)
+    return emit.cast(rounded - emit.splat(emit.MAGIC_BITS - spec.y_zero, "int32", lanes), "uint8", lanes)

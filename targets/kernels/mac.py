@@ -1,0 +1,78 @@
+"""Multiply-accumulate: how one instruction set multiplies a broadcast value of A with a vector of B.
+
+    float32    acc[n] += a * b[n]                                 group 1
+    vnni       acc[n] += sum of 4 uint8 * int8                    group 4, vpdpbusd
+    madd       acc[n] += sum of 2 int16 * int16                   group 2, vpmaddwd; A widened to int16 when it is packed, B when it is loaded
+    portable   acc[n] += int32 * int32                            group 1
+
+All integer rows give the exact int32 sum: none saturates on the way (vpmaddubsw would, at int16).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import emit
+
+
+@dataclass(frozen=True)
+class Mac:
+    """`group` values of k go into one step. `a_dtype` is what A must be stored as to be read (packing converts), `b_dtype` what B
+    is stored as; `wide` is the number of accumulator lanes (equal to the float32 lanes of the instruction set)."""
+
+    name: str
+    group: int
+    a_dtype: str
+    b_dtype: str
+    acc_dtype: str
+    lanes: int
+
+    def zero(self) -> Any:
+        return emit.splat(0.0 if self.acc_dtype == "float32" else 0, self.acc_dtype, self.lanes)
+
+    def load_a(self, buffer: Any, index: Any) -> Any:
+        """`group` neighbouring values of A, repeated over the vector."""
+        if self.group == 1:
+            value = emit.load(buffer, index)
+            if self.acc_dtype == "int32":
+                value = emit.cast(value, "int32", 1)
+            return emit.splat(value, self.acc_dtype, self.lanes)
+        return emit.splat(emit.bits(emit.load(buffer, index, self.group), "int32", 1), "int32", self.lanes)
+
+    def load_b(self, buffer: Any, index: Any) -> Any:
+        """A vector of B: `lanes` columns, `group` rows interleaved."""
+        value = emit.load(buffer, index, self.lanes * self.group)
+        if self.name.startswith("madd"):
+            return emit.cast(value, "int16", 2 * self.lanes)
+        return emit.cast(value, "int32", self.lanes) if self.name == "portable" else value
+
+    def step(self, acc: Any, a: Any, b: Any) -> Any:
+        if self.group == 1:
+            return acc + a * b
+        out = emit.vector("int32", self.lanes)
+        if self.group == 4:
+            name = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}[self.lanes]
+            return emit.intrinsic(name, out, acc, emit.bits(a, "int8", 4 * self.lanes), b)
+        name = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}[self.lanes]
+        return acc + emit.intrinsic(name, out, emit.bits(a, "int16", 2 * self.lanes), b)
+
+
+def float_mac(lanes: int) -> Mac:
+    return Mac("float32", 1, "float32", "float32", "float32", lanes)
+
+
+INT8_MACS = {
+    mac.name: mac
+    for mac in (
+        Mac("vnni512", 4, "uint8", "int8", "int32", 16),
+        Mac("madd512", 2, "int16", "int8", "int32", 16),
+        Mac("madd256", 2, "int16", "int8", "int32", 8),
+        Mac("portable", 1, "uint8", "int8", "int32", 4),
+    )
+}
+
+
+def mac_for(x_dtype: str, dot: str, lanes: int) -> Mac:
+    """The row for activations of that type; `dot` and `lanes` are the instruction set's."""
+    return float_mac(lanes) if x_dtype == "float32" else INT8_MACS[dot]

@@ -1,0 +1,62 @@
+"""Kernels over flat arrays, element by element: activations as nodes, quantize, dequantize, add of equal shapes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from . import emit
+from .epilogue import activate, quantise, real
+
+CHUNK = 8192
+"""Elements of a task."""
+
+
+@dataclass(frozen=True)
+class PointwiseSpec:
+    """y = quantise(act(sum of real(x_i))) over `count` elements; `inputs` holds (dtype, scale, zero) of each x."""
+
+    lanes: int
+    count: int
+    inputs: tuple[tuple[str, float, int], ...]
+    act: str = "none"
+    lo: float = -math.inf
+    hi: float = math.inf
+    alpha: float = 0.01
+    y_inv: float = 1.0
+    y_zero: int = 0
+    out_dtype: str = "float32"
+
+    @property
+    def tasks(self) -> int:
+        return -(-self.count // CHUNK)
+
+
+def pointwise_params(spec: PointwiseSpec) -> list[tuple[str, str]]:
+    """(name, element type) of the kernel's pointers, in order."""
+    return [*((f"x{i}", dtype) for i, (dtype, _, _) in enumerate(spec.inputs)), ("y", spec.out_dtype)]
+
+
+def emit_pointwise(spec: PointwiseSpec, name: str) -> Any:
+    """The PrimFunc."""
+
+    def body(*args: Any) -> None:
+        *xs, y, begin, end = args
+
+        def put(at: Any, lanes: int) -> None:
+            total = None
+            for x, (dtype, scale, zero) in zip(xs, spec.inputs, strict=True):
+                value = real(emit.load(x, at, lanes), dtype, scale, zero, lanes)
+                total = value if total is None else total + value
+            emit.store(y, at, quantise(activate(total, spec, lanes), spec, lanes), lanes)
+
+        with emit.loop(begin, end) as task:
+            count = emit.vmin(CHUNK, spec.count - task * CHUNK) if spec.count % CHUNK else CHUNK
+            with emit.loop(0, count // spec.lanes) as i:
+                put(task * CHUNK + i * spec.lanes, spec.lanes)
+            if spec.count % spec.lanes:
+                with emit.loop(count // spec.lanes * spec.lanes, count) as i:
+                    put(task * CHUNK + i, 1)
+
+    return emit.kernel(name, pointwise_params(spec), body)

@@ -1,0 +1,130 @@
+"""Operators without a kernel of our own: each node goes through Relax, TVM fuses it, and its loops come out under our calling convention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..compiler.errors import InternalError, UnsupportedError
+from ..compiler.ir import Graph, Node, TensorType
+from ..compiler.ops import OPS
+from .call import KernelCall, Operand, Temporary
+
+
+@dataclass(frozen=True)
+class RelaxSpec:
+    """Call number `index` of what Relax makes of one operator on inputs of these types; None for an absent input."""
+
+    op: str
+    types: tuple[TensorType | None, ...]
+    attrs: tuple[tuple[str, Any], ...]
+    index: int
+
+
+def relax_calls(graph: Graph, node: Node) -> tuple[KernelCall, ...]:
+    """The node's calls, usually one. Raises UnsupportedError when Relax has no lowering for it."""
+    types = tuple(graph.type_of(v) if v else None for v in node.inputs)
+    attrs = tuple(OPS[node.op].complete(node.attrs).items())
+    steps = lower_node(node.op, types, attrs)
+    inputs = [v for v in node.inputs if v]
+    operands: dict[str, Operand] = {f"x{i}": v for i, v in enumerate(inputs)}
+    calls = []
+    for index, (_, reads, writes, kind) in enumerate(steps):
+        final = index == len(steps) - 1
+        operands[writes] = node.output if final else Temporary(f"{node.name}/{writes}", kind.nbytes)
+        spec = RelaxSpec(node.op, types, attrs, index)
+        calls.append(KernelCall(spec, (*(operands[r] for r in reads), operands[writes]), 1))
+    return tuple(calls)
+
+
+def emit_relax(spec: RelaxSpec, name: str) -> Any:
+    """The PrimFunc of one call, renamed."""
+    function = lower_node(spec.op, spec.types, spec.attrs)[spec.index][0]
+    return _plain(function, name)
+
+
+@lru_cache(maxsize=512)
+def lower_node(
+    op: str, types: tuple[TensorType | None, ...], attrs: tuple[tuple[str, Any], ...]
+) -> tuple[tuple[Any, tuple[str, ...], str, TensorType], ...]:
+    """(PrimFunc, names it reads, name it writes, type written) of each call in order; inputs are x0, x1, ..."""
+    import tvm
+    from tvm import relax
+
+    definition = OPS[op]
+    if definition.relax is None or any(t and t.dtype in ("uint8", "int8") for t in types) and op in _ARITHMETIC:
+        shown = ", ".join(str(t) for t in types if t)
+        raise UnsupportedError(f"no kernel computes {op}({shown}) on this target")
+    builder = relax.BlockBuilder()
+    variables = [relax.Var(f"x{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(t for t in types if t)]
+    given = iter(variables)
+    args = [next(given) if t else None for t in types]
+    with builder.function("main", variables):
+        with builder.dataflow():
+            result = builder.emit_output(definition.relax(args, dict(attrs)))
+        builder.emit_func_output(result)
+    passes = [
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(fuse_opt_level=2),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(["main"]),
+    ]
+    with tvm.target.Target("llvm"):
+        module = tvm.ir.transform.Sequential(passes)(builder.get())
+    return tuple(_calls(module))
+
+
+_ARITHMETIC = ("conv2d", "linear", "matmul", "add", "avg_pool2d", "reduce_mean", "reduce_sum", "reduce_max", "quantize", "dequantize")
+"""Operators whose Relax lowering knows nothing of scales and zero points."""
+
+
+def _calls(module: Any) -> Any:
+    """Walk the Relax function; anything but calls of TIR functions is a bug of ours."""
+    from tvm import relax, tirx
+
+    names: dict[Any, str] = {v: v.name for v in module["main"].params}
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.Var):
+                names[binding.var] = names[value]
+                continue
+            if not isinstance(value, relax.Call) or value.op.name != "relax.call_tir":
+                raise InternalError(f"Relax left {value} where a kernel was expected")
+            names[binding.var] = binding.var.name
+            reads = tuple(names[a] for a in value.args[1])
+            ty = binding.var.ty if hasattr(binding.var, "ty") else value.sinfo_args[0]
+            kind = TensorType(tuple(int(d) for d in ty.shape), str(ty.dtype))
+            function = module[value.args[0]]
+            assert isinstance(function, tirx.PrimFunc)
+            yield function, reads, names[binding.var], kind
+
+
+def _plain(function: Any, name: str) -> Any:
+    """A scheduled-by-default PrimFunc as `void name(pointers, begin, end)` with flat loops instead of blocks."""
+    import tvm
+    from tvm import tirx
+
+    from .kernels import emit
+
+    s_tir = tvm.s_tir.transform
+    passes = [
+        s_tir.LowerInitBlock(),
+        s_tir.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.ConvertBlocksToOpaque(),
+        s_tir.CompactBufferAllocation(),
+        s_tir.LowerMatchBuffer(),
+        s_tir.LowerOpaqueBlock(),
+    ]
+    lowered = tvm.ir.transform.Sequential(passes)(tvm.IRModule({"main": function}))["main"]
+    parameters = list(lowered.params)
+
+    def body(*args: Any) -> None:
+        for parameter, given in zip(parameters, args, strict=False):
+            emit.ib.add_to_parent(tirx.DeclBuffer(parameter, data=given.data))
+        emit.ib.add_to_parent(lowered.body)
+
+    return emit.kernel(name, [(f"p{i}", str(p.dtype)) for i, p in enumerate(parameters)], body)

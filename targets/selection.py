@@ -1,0 +1,242 @@
+"""Which kernel computes a node: a table from operator to rule. A rule that declines leaves the node to relax_kernels.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..compiler.ir import AttrValue, Graph, Node
+from ..compiler.ops import ACTIVATIONS, OPS
+from ..compiler.ops.conv import in_layout, nchw, out_layout
+from .call import KernelCall, Weights
+from .isa import Isa
+from .kernels.depthwise import MAX_TAPS, DepthwiseSpec, pack_depthwise, pad_channels
+from .kernels.epilogue import Epilogue
+from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights
+from .kernels.pointwise import PointwiseSpec
+from .kernels.pool import MeanSpec, PoolSpec
+
+Rule = Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]
+
+
+def select(graph: Graph, node: Node, isa: Isa) -> KernelCall | None:
+    """The kernel call for a node, None when no own kernel fits."""
+    rule = RULES.get(node.op)
+    return rule(graph, node, OPS[node.op].complete(node.attrs), isa) if rule else None
+
+
+def _operand(node: Node, index: int) -> str:
+    return node.inputs[index] if index < len(node.inputs) else ""
+
+
+def _epilogue(graph: Graph, node: Node, a: dict[str, Any]) -> Epilogue:
+    residual, scale = _operand(node, 3), _operand(node, 4)
+    quantised = graph.type_of(node.inputs[1]).dtype == "int8"
+    return Epilogue(
+        acc_dtype="int32" if quantised else "float32",
+        bias=bool(_operand(node, 2)) or (quantised and a["x_zero"] != 0),
+        scale=bool(scale),
+        residual=graph.type_of(residual).dtype if residual else "",
+        **{k: a[k] for k in ("r_scale", "r_zero", "act", "lo", "hi", "alpha", "y_inv", "y_zero", "out_dtype")},
+    )
+
+
+def _known_weights(graph: Graph, node: Node) -> bool:
+    return all(v in graph.params for i, v in enumerate(node.inputs) if v and i in (1, 2, 4))
+
+
+def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str) -> KernelCall:
+    """Operands of an implicit matrix product; weights are packed when asked for."""
+    w, bias, scale, residual = (_operand(node, i) for i in (1, 2, 4, 3))
+    e = spec.epilogue
+    padded = spec.groups * spec.vectors * spec.lanes
+    k = spec.segments * spec.run_steps * spec.mac.group
+    four = graph.params[w].reshape(spec.oc, -1, *spec.kernel)
+
+    def pack_bias() -> np.ndarray:
+        values = graph.params[bias] if bias else np.zeros(spec.oc, e.acc_dtype)
+        return pack_channels(spec, fold_zero_point(spec, four, values) if e.acc_dtype == "int32" else values)
+
+    operands: list[Any] = [x, Weights(padded * k * np.dtype(spec.mac.b_dtype).itemsize, lambda: pack_weights(spec, four))]
+    if e.bias:
+        operands.append(Weights(padded * 4, pack_bias))
+    if e.scale:
+        operands.append(Weights(padded * 4, lambda: pack_channels(spec, graph.params[scale])))
+    if e.residual:
+        operands.append(residual)
+    return KernelCall(spec, (*operands, node.output), spec.tasks)
+
+
+def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
+    if out_layout(a) != "NHWC" or not _known_weights(graph, node):
+        return None
+    x, w = graph.type_of(node.inputs[0]), graph.type_of(node.inputs[1])
+    n, c, h, width = nchw(x.shape, in_layout(a))
+    _, oc, oh, ow = nchw(node.type.shape, "NHWC")
+    planar = in_layout(a) == "NCHW"
+    depthwise = a["groups"] == c == oc and w.shape[1] == 1
+    if depthwise and not planar and math.prod(w.shape[2:]) <= MAX_TAPS:
+        return _depthwise(graph, node, a, isa)
+    if planar and a["groups"] > 1:
+        return None
+    one_by_one = w.shape[2:] == (1, 1) and a["strides"] == (1, 1) and not any(a["pads"]) and not planar
+    if one_by_one:  # all pixels are one row
+        n, h, width, oh, ow = 1, 1, n * h * width, 1, n * h * width
+    spec = GemmSpec(
+        lanes=isa.lanes,
+        registers=isa.registers,
+        dot=isa.dot if x.dtype == "uint8" else "",
+        x_dtype=x.dtype,
+        n=n,
+        h=h,
+        w=width,
+        c=c,
+        oh=oh,
+        ow=ow,
+        oc=oc,
+        kernel=w.shape[2:],
+        strides=a["strides"],
+        dilations=a["dilations"],
+        pads=a["pads"][:2],
+        groups=a["groups"],
+        nchw_in=planar,
+        x_zero=a["x_zero"],
+        epilogue=_epilogue(graph, node, a),
+    )
+    return _gemm_call(graph, node, spec, node.inputs[0])
+
+
+def _depthwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall:
+    x, w = graph.type_of(node.inputs[0]), graph.params[node.inputs[1]]
+    n, h, width, c = x.shape
+    spec = DepthwiseSpec(
+        lanes=isa.lanes,
+        x_dtype=x.dtype,
+        n=n,
+        h=h,
+        w=width,
+        c=c,
+        oh=node.type.shape[1],
+        ow=node.type.shape[2],
+        kernel=w.shape[2:],
+        strides=a["strides"],
+        dilations=a["dilations"],
+        pads=a["pads"][:2],
+        x_zero=a["x_zero"],
+        epilogue=_epilogue(graph, node, {**a, "x_zero": 0}),
+    )
+    operands: list[Any] = [node.inputs[0]]
+    padded = spec.blocks * spec.lanes
+    operands.append(Weights(padded * math.prod(spec.kernel) * w.itemsize, lambda: pack_depthwise(spec, w)))
+    for index in (2, 4):
+        if value := _operand(node, index):
+            operands.append(Weights(padded * 4, lambda v=value: pad_channels(spec, graph.params[v])))  # type: ignore[misc]
+    if spec.epilogue.residual:
+        operands.append(node.inputs[3])
+    return KernelCall(spec, (*operands, node.output), spec.tasks)
+
+
+def _linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
+    x = graph.type_of(node.inputs[0])
+    rows = math.prod(x.shape[:-1])
+    if not _known_weights(graph, node) or not rows:
+        return None
+    spec = GemmSpec(
+        lanes=isa.lanes,
+        registers=isa.registers,
+        dot=isa.dot if x.dtype == "uint8" else "",
+        x_dtype=x.dtype,
+        n=1,
+        h=1,
+        w=rows,
+        c=x.shape[-1],
+        oh=1,
+        ow=rows,
+        oc=node.type.shape[-1],
+        kernel=(1, 1),
+        strides=(1, 1),
+        dilations=(1, 1),
+        pads=(0, 0),
+        groups=1,
+        nchw_in=False,
+        x_zero=a["x_zero"],
+        epilogue=_epilogue(graph, node, a),
+    )
+    return _gemm_call(graph, node, spec, node.inputs[0])
+
+
+def _flat(node: Node, isa: Isa, inputs: tuple[tuple[str, float, int], ...], **rest: AttrValue) -> KernelCall:
+    spec = PointwiseSpec(isa.lanes, node.type.size, inputs, **rest)  # type: ignore[arg-type]
+    return KernelCall(spec, (*node.inputs, node.output), spec.tasks)
+
+
+def _activation(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall:
+    return _flat(node, isa, (("float32", 1.0, 0),), act=node.op, **a)
+
+
+def _quantize(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall:
+    return _flat(node, isa, (("float32", 1.0, 0),), y_inv=a["y_inv"], y_zero=a["y_zero"], out_dtype="uint8")
+
+
+def _dequantize(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall:
+    return _flat(node, isa, (("uint8", a["x_scale"], a["x_zero"]),))
+
+
+def _add(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
+    kinds = [graph.type_of(v) for v in node.inputs]
+    if kinds[0].shape != kinds[1].shape:
+        return None
+    inputs = tuple((k.dtype, a[f"{w}_scale"], a[f"{w}_zero"]) for k, w in zip(kinds, "ab", strict=True))
+    rest = {k: a[k] for k in ("act", "lo", "hi", "alpha", "y_inv", "y_zero", "out_dtype")}
+    return _flat(node, isa, inputs, **rest)
+
+
+def _pool(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
+    x = graph.type_of(node.inputs[0])
+    kind = node.op.removesuffix("_pool2d")
+    if a["layout"] != "NHWC" or (kind == "avg" and x.dtype != "float32"):
+        return None
+    n, h, w, c = x.shape
+    top, left, bottom, right = a["pads"]
+    spec = PoolSpec(
+        kind,
+        isa.lanes,
+        x.dtype,
+        n,
+        h,
+        w,
+        c,
+        node.type.shape[1],
+        node.type.shape[2],
+        a["kernel"],
+        a["strides"],
+        a["dilations"],
+        (top, left),
+        bool(a.get("count_pad", False)),
+        (h + top + bottom, w + left + right),
+    )
+    return KernelCall(spec, (node.inputs[0], node.output), spec.tasks)
+
+
+def _mean(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
+    x = graph.type_of(node.inputs[0])
+    if len(x.shape) != 4 or tuple(sorted(a["axes"])) != (1, 2):
+        return None
+    spec = MeanSpec(isa.lanes, x.dtype, x.shape[0], x.shape[1] * x.shape[2], x.shape[3], a["x_scale"], a["x_zero"])
+    return KernelCall(spec, (node.inputs[0], node.output), spec.tasks)
+
+
+RULES: dict[str, Rule] = {
+    "conv2d": _conv2d,
+    "linear": _linear,
+    **{name: _activation for name in ACTIVATIONS if name != "none"},
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "add": _add,
+    "max_pool2d": _pool,
+    "avg_pool2d": _pool,
+    "reduce_mean": _mean,
+}
