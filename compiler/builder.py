@@ -14,10 +14,10 @@ from .verify import verify
 class GraphBuilder:
     """Collects inputs, parameters and nodes; `finish` gives the graph.
 
-        b = GraphBuilder("mlp")
-        x = b.input("x", (1, 4))
-        y = b.add("linear", [x, b.param("w", w)], act="clip", lo=0.0)
-        graph = b.finish([y])
+    b = GraphBuilder("mlp")
+    x = b.input("x", (1, 4))
+    y = b.add("linear", [x, b.param("w", w)], act="clip", lo=0.0)
+    graph = b.finish([y])
     """
 
     def __init__(self, name: str) -> None:
@@ -47,9 +47,15 @@ class GraphBuilder:
         return name
 
     def add(
-        self, op: str, inputs: Sequence[str], *, name: str | None = None, output: str | None = None, **attrs: AttrValue
+        self,
+        op: str,
+        inputs: Sequence[str],
+        *,
+        name: str | None = None,
+        output: str | None = None,
+        **attrs: AttrValue,
     ) -> str:
-        """Append a node and return its output's name. Raises TypeRuleError when the operator's rules are broken.
+        """Append a node and return its output's name. Raises TypeRuleError when a rule is broken.
 
         `name` is the layer's name, by default the output's; attributes that equal their default are left out.
         """

@@ -1,4 +1,7 @@
-"""The reference executor: runs any graph with each operator's torch definition. Slow, short, and the truth for kernels and passes."""
+"""The reference executor: runs any graph with each operator's torch definition.
+
+Slow and short; it is the truth that kernels and passes are tested against.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def run_reference(
         if array is None or tuple(array.shape) != kind.shape or array.dtype.name != kind.dtype:
             found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
             raise InputError(f"input {name!r} must be {kind}, got {found}")
-        values[name] = torch.from_numpy(np.ascontiguousarray(array))
+        values[name] = torch.from_numpy(np.array(array, order="C"))
         if observe:
             observe(name, array)
     last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.inputs}

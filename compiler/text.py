@@ -1,12 +1,12 @@
-"""Text form of a graph: what golden tests compare and people read. `parse_graph(print_graph(g))` gives g back.
+"""Text form of a graph, for people and golden tests. `parse_graph(print_graph(g))` gives g back.
 
     graph mlp(x: float32[1, 4]) -> y {
       param w: float32[3, 4]
       fc: linear(x, w) {act="clip", lo=0.0} -> y: float32[1, 3]
     }
 
-Parameters are declared without their values; pass them to `parse_graph` to get a runnable graph. An absent input prints as `_`.
-Names are Python string literals where they are not plain identifiers.
+Parameters are declared without their values; pass them to `parse_graph` to get a runnable graph. An absent
+input prints as `_`. Names are Python string literals where they are not plain identifiers.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from .errors import InputError
-from .ir import AttrValue, Graph, Node, TensorType
+from .ir import DTYPES, AttrValue, Graph, Node, TensorType
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
-_TOKEN = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|->|-?inf\b|nan\b|[A-Za-z_][A-Za-z0-9_.]*|-?\d[\w.+-]*|[(){}\[\],:=])""")
+_TOKEN = re.compile(
+    r"""\s*("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|->|-inf\b|[A-Za-z_][A-Za-z0-9_.]*|-?\d[\w.+-]*|[(){}\[\],:=])"""
+)
+_RESERVED = ("_", "param")
 
 
 def _name(text: str) -> str:
-    return text if _PLAIN.match(text) and text != "_" else repr(text)
+    return text if _PLAIN.match(text) and text not in _RESERVED else repr(text)
 
 
 def _names(values: tuple[str, ...]) -> str:
@@ -63,13 +67,15 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.tokens: list[tuple[str, int]] = []
-        position = 0
-        while text[position:].strip():
-            match = _TOKEN.match(text, position)
-            if match is None:
-                raise InputError(f"graph text, line {text.count(chr(10), 0, position) + 1}: cannot read {text[position:position + 20]!r}")
-            self.tokens.append((match[1], text.count("\n", 0, match.start(1)) + 1))
-            position = match.end()
+        for number, line in enumerate(text.split("\n"), 1):
+            line, position = line.rstrip(), 0
+            while position < len(line):
+                match = _TOKEN.match(line, position)
+                if match is None:
+                    start = line[position : position + 20].strip()
+                    raise InputError(f"graph text, line {number}: cannot read {start!r}")
+                self.tokens.append((match[1], number))
+                position = match.end()
         self.index = 0
 
     def peek(self) -> str:
@@ -93,29 +99,34 @@ class _Reader:
         return False
 
     def name(self) -> str:
-        token = self.take()
-        if token[0] in "\"'":
-            return str(ast.literal_eval(token))
-        if not _PLAIN.match(token):
-            self.index -= 1
+        if self.peek()[:1] in ("'", '"'):
+            return str(self.literal("a name"))
+        if not _PLAIN.match(self.peek()):
             raise self.fail("a name")
+        token = self.take()
         return "" if token == "_" else token
 
-    def value(self) -> AttrValue:
-        if self.accept("("):
-            items = []
-            while not self.accept(")"):
-                items.append(self.value())
-                self.accept(",")
-            return tuple(items)  # type: ignore[arg-type]
-        token = self.take()
-        if token in ("inf", "-inf", "nan"):
-            return float(token)
+    def literal(self, wanted: str) -> Any:
         try:
-            return ast.literal_eval(token)  # type: ignore[no-any-return]
+            value = ast.literal_eval(self.peek())
         except (ValueError, SyntaxError):
-            self.index -= 1
-            raise self.fail("a value") from None
+            raise self.fail(wanted) from None
+        self.index += 1
+        return value
+
+    def value(self) -> AttrValue:
+        if not self.accept("("):
+            return self.item()
+        items = []
+        while not self.accept(")"):
+            items.append(self.item())
+            self.accept(",")
+        return tuple(items)
+
+    def item(self) -> Any:
+        if self.peek() in ("inf", "-inf", "nan"):
+            return float(self.take())
+        return self.literal("a value")
 
     def listed(self, end: str) -> list[str]:
         names: list[str] = []
@@ -127,10 +138,14 @@ class _Reader:
     def typed(self) -> tuple[str, TensorType]:
         name = self.name()
         self.take(":")
+        if self.peek() not in DTYPES:
+            raise self.fail(f"one of {', '.join(DTYPES)}")
         dtype = self.take()
         self.take("[")
         dims = []
         while not self.accept("]"):
+            if not self.peek().isdecimal():
+                raise self.fail("a size")
             dims.append(int(self.take()))
             self.accept(",")
         return name, TensorType(tuple(dims), dtype)
@@ -156,6 +171,15 @@ def _node(reader: _Reader) -> Node:
     return Node(name, op, tuple(inputs), tuple(o for o, _ in outs), tuple(t for _, t in outs), attrs)
 
 
+def _values(name: str, kind: TensorType, given: np.ndarray | None) -> np.ndarray:
+    if given is None:
+        return np.zeros(kind.shape, kind.dtype)
+    array = np.asarray(given, kind.dtype)
+    if array.shape != kind.shape:
+        raise InputError(f"parameter {name!r} is declared {kind}, but given with shape {array.shape}")
+    return array
+
+
 def parse_graph(text: str, params: Mapping[str, np.ndarray] | None = None) -> Graph:
     """Read a graph's text. Parameters not given are zeros. Raises InputError with the line."""
     reader = _Reader(text)
@@ -171,9 +195,10 @@ def parse_graph(text: str, params: Mapping[str, np.ndarray] | None = None) -> Gr
     table: dict[str, np.ndarray] = {}
     while reader.accept("param"):
         param, kind = reader.typed()
-        given = (params or {}).get(param)
-        table[param] = np.zeros(kind.shape, kind.dtype) if given is None else np.asarray(given, kind.dtype)
+        table[param] = _values(param, kind, (params or {}).get(param))
     nodes = []
     while not reader.accept("}"):
         nodes.append(_node(reader))
+    if reader.peek():
+        raise reader.fail("the end")
     return Graph(name, tuple(inputs), tuple(outputs), tuple(nodes), table)

@@ -15,11 +15,18 @@ def verify(graph: Graph, after: str = "") -> Graph:
     try:
         _check(graph)
     except TypeRuleError as error:
-        raise InternalError(f"invalid graph {graph.name!r}{f' after {after}' if after else ''}: {error}") from None
+        raise InternalError(
+            f"invalid graph {graph.name!r}{f' after {after}' if after else ''}: {error}"
+        ) from None
     return graph
 
 
 def _check(graph: Graph) -> None:
+    for node in graph.nodes:
+        if not node.outputs or len(node.outputs) != len(node.types):
+            raise TypeRuleError(
+                f"node {node.name!r} has {len(node.outputs)} outputs and {len(node.types)} types"
+            )
     known = {name for name, _ in graph.inputs}
     if len(known) != len(graph.inputs):
         raise TypeRuleError("two graph inputs have one name")
@@ -49,10 +56,22 @@ def _check_node(graph: Graph, node: Node, known: set[str]) -> None:
     again = [value for value in node.outputs if value in known]
     if again:
         raise TypeRuleError(f"{where} makes {', '.join(again)} a second time")
+    _check_attrs(node, where)
     op = OPS[node.op]
     try:
         want = op.infer_types([graph.types[v] if v else None for v in node.inputs], op.complete(node.attrs))
     except TypeRuleError as error:
         raise TypeRuleError(f"{where}: {error}") from None
     if want != node.types:
-        raise TypeRuleError(f"{where} has types {', '.join(map(str, node.types))}; its operator gives {', '.join(map(str, want))}")
+        has, gives = (", ".join(map(str, types)) for types in (node.types, want))
+        raise TypeRuleError(f"{where} has types {has}; its operator gives {gives}")
+
+
+def _check_attrs(node: Node, where: str) -> None:
+    """Plain Python values only: numpy scalars would print, hash and compare in their own way."""
+    for key, value in node.attrs.items():
+        items = value if isinstance(value, tuple) else (value,)
+        if any(type(item) not in (int, float, str, bool) for item in items):
+            raise TypeRuleError(
+                f"{where}: attribute {key} = {value!r} is not a plain number, text or tuple of these"
+            )

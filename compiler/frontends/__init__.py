@@ -1,6 +1,6 @@
 """Model files and torch modules -> Graph.
 
-load_model(path or ModelProto)            onnx_read -> onnx_shapes -> onnxscript's optimizer -> onnx_import
+load_model(path or ModelProto)            read, fix shapes, optimise (onnxscript), convert
 load_model(torch.nn.Module, inputs=...)   torch's own ONNX exporter -> the same way
 """
 
@@ -19,13 +19,13 @@ ACCEPTED = "an ONNX file (.onnx), an onnx.ModelProto or a torch.nn.Module"
 # Formats that people will try, with the way round that works today.
 _OTHER_FORMATS = {
     ".gguf": "GGUF files are not supported by this version: export the original model to ONNX",
-    ".safetensors": "safetensors files hold weights only: load them into their torch module and give that",
-    ".pt": "torch files hold code and weights together: load the module in Python and give that, or export it to ONNX",
-    ".pth": "torch files hold weights only: load them into their torch module and give that, or export it to ONNX",
+    ".safetensors": "weights without code: load them into their torch module in Python and give that",
+    ".pt": "a pickled torch module is code: load it in Python and give the module, or export it to ONNX",
+    ".pth": "torch weights without code: load them into their module in Python and give that",
     ".tflite": "TFLite files are not supported by this version: export the original model to ONNX",
     ".pb": "TensorFlow files are not supported by this version: convert the model with tf2onnx",
-    ".keras": "Keras files are not supported by this version: export the model with model.export(..., format='onnx')",
-    ".h5": "Keras files are not supported by this version: export the model with model.export(..., format='onnx')",
+    ".keras": "Keras files are not supported by this version: use model.export(..., format='onnx')",
+    ".h5": "Keras files are not supported by this version: use model.export(..., format='onnx')",
 }
 
 
@@ -37,13 +37,13 @@ def load_model(
 ) -> Graph:
     """A graph with static shapes from an ONNX file, an `onnx.ModelProto` or a `torch.nn.Module`.
 
-    shapes  sizes that the model leaves open: `{"input": (1, 3, 224, 224)}` for a whole input, `{"batch": 1}` for a named
-            dimension wherever it occurs
-    inputs  example inputs (arrays or tensors), in order or by name: what a torch module is traced with; for an ONNX
-            model their shapes are used as `shapes` would be
+    shapes  sizes that the model leaves open: `{"input": (1, 3, 224, 224)}` for a whole input,
+            `{"batch": 1}` for a named dimension wherever it occurs
+    inputs  example inputs (arrays or tensors), in order or by name: what a torch module is traced with;
+            for an ONNX model their shapes are used as `shapes` would be
 
-    Raises InputError (source or shapes that do not fit), ModelError (not a valid model), UnsupportedError (a valid model
-    with operators or forms that bitsmith cannot compile: lists all of them).
+    Raises InputError (source or shapes that do not fit), ModelError (not a valid model), UnsupportedError
+    (a valid model with operators or forms that bitsmith cannot compile: lists all of them).
     """
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
@@ -73,6 +73,6 @@ def _refuse_other_formats(path: Path) -> None:
     if path.is_dir():
         what = "a Hugging Face model directory" if (path / "config.json").exists() else "a directory"
         raise UnsupportedError(
-            f"{path} is {what}; this version reads {ACCEPTED}. Export the model to ONNX, or load it in Python and "
-            "give the torch module."
+            f"{path} is {what}; this version reads {ACCEPTED}. "
+            "Export the model to ONNX, or load it in Python and give the torch module."
         )

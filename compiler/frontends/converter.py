@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
+from typing import Any
 
 import numpy as np
 
@@ -28,20 +29,20 @@ class OnnxNode:
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attrs: Mapping[str, object]
+    attrs: Mapping[str, Any]
     opset: int
 
-    def int(self, key: str, default: int) -> int:
-        return int(self.attrs.get(key, default))  # type: ignore[call-overload, no-any-return]
+    def get_int(self, key: str, default: int) -> int:
+        return int(self.attrs.get(key, default))
 
-    def float(self, key: str, default: float) -> float:
-        return float(self.attrs.get(key, default))  # type: ignore[arg-type]
+    def get_float(self, key: str, default: float) -> float:
+        return float(self.attrs.get(key, default))
 
-    def str(self, key: str, default: str) -> str:
+    def get_str(self, key: str, default: str) -> str:
         return str(self.attrs.get(key, default))
 
-    def ints(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
-        return tuple(int(v) for v in self.attrs.get(key, default))  # type: ignore[attr-defined]
+    def get_ints(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
+        return tuple(int(v) for v in self.attrs.get(key, default))
 
     def has_input(self, index: int) -> bool:
         return index < len(self.inputs) and bool(self.inputs[index])
@@ -57,8 +58,8 @@ Rule = Callable[["Converter", OnnxNode], Result | Sequence[Result]]
 class Converter:
     """The graph under construction, with the ONNX names of its values.
 
-    `values`: ONNX value -> value of the graph; `constants`: ONNX value -> array known at import. A constant becomes a
-    parameter only when a node reads it as an operand.
+    `values`: ONNX value -> value of the graph; `constants`: ONNX value -> array known at import.
+    A constant becomes a parameter only when a node reads it as an operand.
     """
 
     def __init__(self, name: str, taken: Sequence[str]) -> None:
@@ -90,7 +91,7 @@ class Converter:
         return self.values[name] if name in self.values else self.param(name, self.constants[name])
 
     def param(self, name: str, array: np.ndarray, form: str = "") -> str:
-        """A parameter called `name`. `form` tells apart what was made of one constant (transposed, scaled...)."""
+        """A parameter called `name`. `form` tells apart what is made of one constant (transposed...)."""
         key = (name, form)
         if key not in self._params:
             self._params[key] = self.builder.param(name, np.ascontiguousarray(array).reshape(array.shape))

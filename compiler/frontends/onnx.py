@@ -25,15 +25,22 @@ from .onnx_ops import RULES, hint_of
 from .onnx_read import first_line, read_onnx, to_array
 from .onnx_shapes import Shapes, example_shapes, fix_shapes, graph_inputs
 
-# Names that exporters and optimizers number by themselves; a layer is better called after its weight or its output.
+# Names that exporters and optimizers count out; a layer is better called after its weight or its output.
 _MACHINE_MADE = re.compile(r"(node_.*|n\d+(_\d+)*|)\Z")
 
 
 def load_onnx(
-    source: Path | Any, shapes: Shapes | None = None, inputs: Sequence[Any] | Mapping[str, Any] | None = None
+    source: Path | Any,
+    shapes: Shapes | None = None,
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    label: str = "",
 ) -> Graph:
-    """The graph of an ONNX file or ModelProto; see `load_model` for arguments and errors."""
-    model, label = read_onnx(source)
+    """The graph of an ONNX file or ModelProto; see `load_model` for arguments and errors.
+
+    `label` is what messages call the model, by default its path or its name.
+    """
+    label = label or (str(source) if isinstance(source, Path) else f"ONNX model {source.graph.name!r}")
+    model = read_onnx(source, label)
     names = _layer_names(model)
     given = dict(example_shapes(model, inputs)) if inputs is not None else {}
     fix_shapes(model, {**given, **(shapes or {})}, label)
@@ -44,7 +51,7 @@ def load_onnx(
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """No warnings and no log lines below errors from the named libraries: what matters to a user is in our errors."""
+    """No warnings, and no log lines below errors from the named libraries: our errors say what matters."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -68,7 +75,7 @@ def _optimized(model: Any, label: str) -> Any:
             optimizer.optimize_ir(ir_model, should_fold=lambda node: False if too_large(node) else None)
             return onnx_ir.serde.serialize_model(ir_model)
     except Exception as error:
-        # Foreign code on a foreign file: whatever it stumbles over, the file is what a user can do something about.
+        # Foreign code on a foreign file, whatever it stumbles over: the file is what a user can change.
         raise ModelError(f"{label}: the model cannot be simplified: {first_line(error)}") from error
 
 
@@ -81,7 +88,7 @@ def _weight_name(node: Any, weights: set[str]) -> str:
 def _layer_names(model: Any) -> dict[str, str]:
     """What people call the layers: by the weight or the output of a node, its name in the file.
 
-    The optimizer renames the nodes that it fuses; the weight keeps its name. A weight that two nodes share names none.
+    The optimizer renames nodes that it fuses; the weight keeps its name. A weight of two nodes names none.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     named = [node for node in model.graph.node if not _MACHINE_MADE.match(node.name)]
@@ -119,7 +126,7 @@ def _value_names(graph: Any) -> list[str]:
 
 @dataclass
 class _Import:
-    """One pass over the nodes; `lost` holds values that could not be made, so that what follows them is still looked at."""
+    """One pass over the nodes. `lost`: values that could not be made; others are still looked at."""
 
     model: Any
     label: str

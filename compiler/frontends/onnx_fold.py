@@ -1,4 +1,4 @@
-"""Computes nodes whose inputs are all constant, with onnx's own reference implementation; refuses to grow without bound."""
+"""Computes nodes whose inputs are all constant, with onnx's own reference implementation, within bounds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _RANDOM = {
 
 
 def too_large(node: Any) -> bool:
-    """Whether the optimizer must leave an onnx_ir node alone: its result would be huge, or nobody knows how large."""
+    """Whether the optimizer must not compute an onnx_ir node: the result is huge, or of unknown size."""
     shapes = [out.shape for out in node.outputs]
     if any(shape is None or not shape.is_static() for shape in shapes):
         return node.op_type in _GROWING

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..ir import AttrValue
 from .converter import Converter, OnnxNode, Result, Rule, UnsupportedForm
 
 
@@ -14,8 +15,8 @@ def _direct(op: str, **defaults: float) -> Rule:
     """One input, the same operator here; `defaults` are float attributes of the same name."""
 
     def rule(c: Converter, node: OnnxNode) -> Result:
-        attrs = {key: node.float(key, default) for key, default in defaults.items()}
-        return c.emit(node, op, [c.value(node)], **attrs)
+        attrs: dict[str, AttrValue] = {k: node.get_float(k, v) for k, v in defaults.items()}
+        return c.emit(node, op, [c.value(node)], "", **attrs)
 
     return rule
 
@@ -72,7 +73,7 @@ def _pow(c: Converter, node: OnnxNode) -> Result:
 def _clip(c: Converter, node: OnnxNode) -> Result:
     x = c.value(node)
     if node.opset < 11:
-        return _clip_between(c, node, x, node.float("min", -math.inf), node.float("max", math.inf))
+        return _clip_between(c, node, x, node.get_float("min", -math.inf), node.get_float("max", math.inf))
     bounds = []
     for i, open_bound in ((1, -math.inf), (2, math.inf)):
         array = c.constant(node, i)
@@ -112,13 +113,13 @@ def _elu(c: Converter, node: OnnxNode) -> Result:
     above = c.emit(node, "clip", [x], "above", lo=0.0)
     grown = c.emit(node, "exp", [c.emit(node, "clip", [x], "below", hi=0.0)], "exp")
     less = c.emit(node, "sub", [grown, c.scalar(node, "one", 1.0)], "less_one")
-    if node.float("alpha", 1.0) != 1.0:
-        less = c.emit(node, "mul", [less, c.scalar(node, "alpha", node.float("alpha", 1.0))], "scaled")
+    if node.get_float("alpha", 1.0) != 1.0:
+        less = c.emit(node, "mul", [less, c.scalar(node, "alpha", node.get_float("alpha", 1.0))], "scaled")
     return c.emit(node, "add", [above, less])
 
 
 def _hard_sigmoid(c: Converter, node: OnnxNode) -> Result:
-    alpha, beta = node.float("alpha", 0.2), node.float("beta", 0.5)
+    alpha, beta = node.get_float("alpha", 0.2), node.get_float("beta", 0.5)
     x = c.value(node)
     if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
         return c.emit(node, "hard_sigmoid", [x])
@@ -128,7 +129,7 @@ def _hard_sigmoid(c: Converter, node: OnnxNode) -> Result:
 
 
 def _swish(c: Converter, node: OnnxNode) -> Result:
-    x, alpha = c.value(node), node.float("alpha", 1.0)
+    x, alpha = c.value(node), node.get_float("alpha", 1.0)
     if alpha == 1.0:
         return c.emit(node, "silu", [x])
     scaled = c.emit(node, "mul", [x, c.scalar(node, "alpha", alpha)], "scaled")
@@ -137,7 +138,7 @@ def _swish(c: Converter, node: OnnxNode) -> Result:
 
 def _gelu(c: Converter, node: OnnxNode) -> Result:
     x = c.value(node)
-    if node.str("approximate", "none") == "none":
+    if node.get_str("approximate", "none") == "none":
         return c.emit(node, "gelu", [x])
     # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
     cube = c.emit(node, "mul", [c.emit(node, "mul", [x, x], "square"), x], "cube")
@@ -154,7 +155,7 @@ def _reciprocal(c: Converter, node: OnnxNode) -> Result:
 
 
 def _axis(node: OnnxNode, rank: int, default: int) -> int:
-    axis = node.int("axis", default)
+    axis = node.get_int("axis", default)
     return axis + rank if axis < 0 else axis
 
 
@@ -188,9 +189,9 @@ def _reduce_axes(c: Converter, node: OnnxNode, rank: int) -> tuple[int, ...]:
     if node.has_input(1):
         axes = tuple(int(a) for a in c.known(node, 1, "axes").reshape(-1))
     else:
-        axes = node.ints("axes", ())
+        axes = node.get_ints("axes", ())
     if not axes:
-        return () if node.int("noop_with_empty_axes", 0) else tuple(range(rank))
+        return () if node.get_int("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted(a + rank if a < 0 else a for a in axes))
 
 
@@ -207,7 +208,7 @@ def _reduce(op: str, before: str = "", after: str = "") -> Rule:
                 else c.emit(node, before, [x], before)
             )
         if axes:
-            keepdims = bool(node.int("keepdims", 1))
+            keepdims = bool(node.get_int("keepdims", 1))
             x = c.emit(node, op, [x], "reduced" if after else "", axes=axes, keepdims=keepdims)
         return c.emit(node, after, [x]) if after else x
 

@@ -28,9 +28,9 @@ def _window_pads(
     dilations: Sequence[int],
 ) -> tuple[int, ...]:
     """Begins, then ends, of the padding that `auto_pad` or `pads` ask for."""
-    mode = node.str("auto_pad", "NOTSET")
+    mode = node.get_str("auto_pad", "NOTSET")
     if mode == "NOTSET":
-        return node.ints("pads", [0] * (2 * len(kernel)))
+        return node.get_ints("pads", [0] * (2 * len(kernel)))
     if mode == "VALID":
         return (0,) * (2 * len(kernel))
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
@@ -67,12 +67,12 @@ def _conv(c: Converter, node: OnnxNode) -> Result:
     weight = c.known(node, 1, "weight")
     x, sizes = _plane(c, node)
     kernel = weight.shape[2:]
-    if node.ints("kernel_shape", kernel) != kernel:
+    if node.get_ints("kernel_shape", kernel) != kernel:
         raise UnsupportedForm(f"kernel_shape {node.attrs['kernel_shape']} differs from its weight's {kernel}")
     if len(kernel) != len(sizes):
         raise UnsupportedForm(f"a {len(kernel)}-D kernel on {len(sizes)}-D data")
     ones = [1] * len(kernel)
-    strides, dilations = node.ints("strides", ones), node.ints("dilations", ones)
+    strides, dilations = node.get_ints("strides", ones), node.get_ints("dilations", ones)
     pads = _window_pads(node, sizes, kernel, strides, dilations)
     one_d = len(kernel) == 1
     inputs = [x, c.param(node.inputs[1], weight[:, :, None] if one_d else weight, "row" if one_d else "")]
@@ -87,7 +87,7 @@ def _conv(c: Converter, node: OnnxNode) -> Result:
         strides=_axes_2d(strides, 1),
         pads=_pads_2d(pads),
         dilations=_axes_2d(dilations, 1),
-        groups=node.int("group", 1),
+        groups=node.get_int("group", 1),
     )
     return _flat(c, node, y, len(kernel))
 
@@ -98,16 +98,16 @@ def _transposed(c: Converter, node: OnnxNode, value: str, part: str) -> str:
 
 
 def _gemm(c: Converter, node: OnnxNode) -> Result:
-    alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
+    alpha, beta = node.get_float("alpha", 1.0), node.get_float("beta", 1.0)
     a, weight = c.value(node, 0), c.constant(node, 1)
-    if node.int("transA", 0):
+    if node.get_int("transA", 0):
         a = _transposed(c, node, a, "a_transposed")
     addend = c.constant(node, 2)
-    bias = None if addend is None else _as_bias(addend, weight, node.int("transB", 0))
+    bias = None if addend is None else _as_bias(addend, weight, node.get_int("transB", 0))
     separate = node.has_input(2) and beta != 0.0 and bias is None
     last = "product" if separate else ""
     if weight is not None:
-        rows = weight if node.int("transB", 0) else weight.T
+        rows = weight if node.get_int("transB", 0) else weight.T
         form = f"rows x{alpha}" if alpha != 1.0 else "rows"
         inputs = [
             a,
@@ -120,7 +120,7 @@ def _gemm(c: Converter, node: OnnxNode) -> Result:
         y = c.emit(node, "linear", inputs, last)
     else:
         b = c.value(node, 1)
-        if node.int("transB", 0):
+        if node.get_int("transB", 0):
             b = _transposed(c, node, b, "b_transposed")
         separate = node.has_input(2) and beta != 0.0
         y = c.emit(node, "matmul", [a, b], "product" if separate or alpha != 1.0 else "")
@@ -168,15 +168,17 @@ def _matmul(c: Converter, node: OnnxNode) -> Result:
 
 
 def _batch_norm(c: Converter, node: OnnxNode) -> Result:
-    if node.int("training_mode", 0):
+    if node.get_int("training_mode", 0):
         raise UnsupportedForm("training_mode=1; export the model in evaluation mode")
     if node.used_outputs() > 1:
         raise UnsupportedForm("its statistics are read as outputs; export the model in evaluation mode")
-    if node.int("spatial", 1) == 0:
+    if node.get_int("spatial", 1) == 0:
         raise UnsupportedForm("spatial=0")
     for i, what in enumerate(("scale", "bias", "mean", "variance"), 1):
         c.known(node, i, what)
-    return c.emit(node, "batch_norm", [c.value(node, i) for i in range(5)], eps=node.float("epsilon", 1e-5))
+    return c.emit(
+        node, "batch_norm", [c.value(node, i) for i in range(5)], eps=node.get_float("epsilon", 1e-5)
+    )
 
 
 def _pool(op: str) -> Rule:
@@ -184,14 +186,14 @@ def _pool(op: str) -> Rule:
         if node.used_outputs() > 1:
             raise UnsupportedForm("its output Indices is used")
         x, sizes = _plane(c, node)
-        kernel = node.ints("kernel_shape", ())
+        kernel = node.get_ints("kernel_shape", ())
         if len(kernel) != len(sizes):
             raise UnsupportedForm(f"a {len(kernel)}-D window on {len(sizes)}-D data")
         ones = [1] * len(kernel)
-        strides, dilations = node.ints("strides", ones), node.ints("dilations", ones)
+        strides, dilations = node.get_ints("strides", ones), node.get_ints("dilations", ones)
         pads = _window_pads(node, sizes, kernel, strides, dilations)
-        counted = bool(node.int("count_include_pad", 0))
-        if node.int("ceil_mode", 0):
+        counted = bool(node.get_int("count_include_pad", 0))
+        if node.get_int("ceil_mode", 0):
             grown = _ceil_pads(sizes, kernel, strides, dilations, pads)
             if counted and grown != pads:
                 raise UnsupportedForm(
@@ -221,7 +223,7 @@ def _ceil_pads(
     dilations: Sequence[int],
     pads: Sequence[int],
 ) -> tuple[int, ...]:
-    """The padding with which rounding down gives what ceil_mode gives; a window may not start behind the data."""
+    """The padding with which rounding down gives what ceil_mode gives; no window starts behind the data."""
     rank = len(kernel)
     begins, ends = list(pads[:rank]), list(pads[rank:])
     for i in range(rank):

@@ -1,4 +1,4 @@
-"""Reads an ONNX file that may be damaged or hostile: gives a checked ModelProto with all its weights, or one clear error."""
+"""Reads an ONNX file that may be damaged or hostile: a checked model with its weights, or one clear error."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ MAX_BYTES = 2**31 - 1
 """Protobuf's limit for one message; the checker and shape inference need the whole model as one."""
 
 
-def read_onnx(source: Path | Any) -> tuple[Any, str]:
-    """(ModelProto, what to call it in messages). `source` is a path or a ModelProto, which is copied.
+def read_onnx(source: Path | Any, label: str) -> Any:
+    """The ModelProto of a path, or a copy of a given ModelProto; `label` is what to call it in messages.
 
     Raises ModelError, or UnsupportedError for operator sets that are too old or too new.
     """
     import onnx
 
     if isinstance(source, Path):
-        label = str(source)
         model = _parse(source)
         _load_external(model, source)
     else:
-        label = f"ONNX model {source.graph.name!r}"
         model = onnx.ModelProto()
         model.CopyFrom(source)
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors_of(model)):
@@ -36,7 +34,7 @@ def read_onnx(source: Path | Any) -> tuple[Any, str]:
             )
     _check(model, label)
     _check_weights(model, label)
-    return model, label
+    return model
 
 
 def _parse(path: Path) -> Any:
@@ -79,7 +77,7 @@ def _load_external(model: Any, path: Path) -> None:
             load_external_data_for_tensor(tensor, str(path.parent))
         except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
             raise ModelError(
-                f"{path}: weights of {tensor.name!r} cannot be read from the file beside it: {first_line(error)}"
+                f"{path}: weights of {tensor.name!r} cannot be read from their own file: {first_line(error)}"
             ) from None
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
@@ -149,7 +147,7 @@ def _check_opset(model: Any, label: str) -> None:
         raise ModelError(f"{label}: not a valid ONNX model: it names no operator set")
     if not OLDEST_OPSET <= versions[0] <= newest:
         raise UnsupportedError(
-            f"{label}: operator set {versions[0]}; this version reads {OLDEST_OPSET} to {newest}: export the model again"
+            f"{label}: operator set {versions[0]}; bitsmith reads {OLDEST_OPSET} to {newest}: export it again"
         )
 
 

@@ -19,16 +19,16 @@ def _positive(axis: int, rank: int) -> int:
 
 
 def _numbers(c: Converter, node: OnnxNode, key: str, index: int) -> tuple[int, ...] | None:
-    """Integers that older operator sets have as attribute `key`, newer ones as input `index`; None when left out."""
+    """Integers that old operator sets have as attribute `key`, new ones as input `index`; None if absent."""
     if node.has_input(index):
         return tuple(int(v) for v in c.known(node, index, key).reshape(-1))
-    return node.ints(key, ()) if key in node.attrs else None
+    return node.get_ints(key, ()) if key in node.attrs else None
 
 
 def _reshape(c: Converter, node: OnnxNode) -> Result:
     shape = _shape_of(c, node)
     wanted = [int(v) for v in c.known(node, 1, "shape").reshape(-1)]
-    if not node.int("allowzero", 0):
+    if not node.get_int("allowzero", 0):
         wanted = [shape[i] if v == 0 and i < len(shape) else v for i, v in enumerate(wanted)]
     if -1 in wanted:
         rest = math.prod(v for v in wanted if v != -1)
@@ -38,7 +38,7 @@ def _reshape(c: Converter, node: OnnxNode) -> Result:
 
 def _flatten(c: Converter, node: OnnxNode) -> Result:
     shape = _shape_of(c, node)
-    axis = _positive(node.int("axis", 1), len(shape))
+    axis = _positive(node.get_int("axis", 1), len(shape))
     return c.reshape(node, c.value(node), (math.prod(shape[:axis]), math.prod(shape[axis:])))
 
 
@@ -63,7 +63,7 @@ def _unsqueeze(c: Converter, node: OnnxNode) -> Result:
 
 def _transpose(c: Converter, node: OnnxNode) -> Result:
     rank = len(_shape_of(c, node))
-    perm = node.ints("perm", tuple(reversed(range(rank))))
+    perm = node.get_ints("perm", tuple(reversed(range(rank))))
     x = c.value(node)
     return x if perm == tuple(range(rank)) else c.emit(node, "transpose", [x], perm=perm)
 
@@ -72,7 +72,7 @@ def _concat(c: Converter, node: OnnxNode) -> Result:
     values = [c.value(node, i) for i in range(len(node.inputs))]
     if len(values) == 1:
         return values[0]
-    return c.emit(node, "concat", values, axis=_positive(node.int("axis", 1), len(_shape_of(c, node))))
+    return c.emit(node, "concat", values, axis=_positive(node.get_int("axis", 1), len(_shape_of(c, node))))
 
 
 def _emit_slice(
@@ -110,14 +110,14 @@ def _split_sizes(c: Converter, node: OnnxNode, length: int) -> tuple[int, ...]:
     sizes = _numbers(c, node, "split", 1)
     if sizes is not None:
         return sizes
-    count = node.int("num_outputs", len(node.outputs))
+    count = node.get_int("num_outputs", len(node.outputs))
     size = -(-length // count)
     return (size,) * (count - 1) + (length - size * (count - 1),)
 
 
 def _split(c: Converter, node: OnnxNode) -> list[Result]:
     shape = _shape_of(c, node)
-    axis = _positive(node.int("axis", 0), len(shape))
+    axis = _positive(node.get_int("axis", 0), len(shape))
     pieces: list[Result] = []
     at = 0
     for i, size in enumerate(_split_sizes(c, node, shape[axis])):
@@ -134,7 +134,7 @@ def _gather(c: Converter, node: OnnxNode) -> Result:
     if index.ndim > 0:
         raise UnsupportedForm("more than one index; only the choice of a single one is supported")
     shape = list(_shape_of(c, node))
-    axis = _positive(node.int("axis", 0), len(shape))
+    axis = _positive(node.get_int("axis", 0), len(shape))
     at = _positive(int(index), shape[axis])
     starts, stops = [0] * len(shape), list(shape)
     starts[axis], stops[axis] = at, at + 1
@@ -143,12 +143,14 @@ def _gather(c: Converter, node: OnnxNode) -> Result:
 
 
 def _pad(c: Converter, node: OnnxNode) -> Result:
-    mode = node.str("mode", "constant")
+    mode = node.get_str("mode", "constant")
     if mode != "constant":
         raise UnsupportedForm(f"mode {mode!r}; only constant padding is supported")
     rank = len(_shape_of(c, node))
     pads = _numbers(c, node, "pads", 1) or ()
-    value = float(c.known(node, 2, "value").reshape(-1)[0]) if node.has_input(2) else node.float("value", 0.0)
+    value = (
+        float(c.known(node, 2, "value").reshape(-1)[0]) if node.has_input(2) else node.get_float("value", 0.0)
+    )
     axes = _numbers(c, node, "axes", 3) or tuple(range(rank))
     before, after = [0] * rank, [0] * rank
     for i, axis in enumerate(axes):
@@ -186,7 +188,7 @@ def _dropout(c: Converter, node: OnnxNode) -> Result:
 
 
 def _cast(c: Converter, node: OnnxNode) -> Result:
-    return _cast_to(c, node, node.int("to", 1))
+    return _cast_to(c, node, node.get_int("to", 1))
 
 
 def _cast_to(c: Converter, node: OnnxNode, to: int) -> Result:
@@ -224,7 +226,7 @@ def _constant(c: Converter, node: OnnxNode) -> Result:
 def _shape(c: Converter, node: OnnxNode) -> Result:
     shape = _shape_of(c, node)
     rank = len(shape)
-    start, end = node.int("start", 0), node.int("end", rank)
+    start, end = node.get_int("start", 0), node.get_int("end", rank)
     return np.array(shape[slice(*slice(start, end).indices(rank))], np.int64)
 
 

@@ -18,7 +18,7 @@ def graph_inputs(model: Any) -> list[Any]:
 
 
 def example_shapes(model: Any, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of example inputs, by input name. Raises InputError when they do not match the model's inputs."""
+    """Shapes of example inputs, by input name. Raises InputError when they are not the model's inputs."""
     names = [value.name for value in graph_inputs(model)]
     if isinstance(inputs, Mapping):
         _refuse_unknown(inputs, names, [])
@@ -38,7 +38,7 @@ def example_shapes(model: Any, inputs: Sequence[Any] | Mapping[str, Any]) -> dic
 def fix_shapes(model: Any, shapes: Shapes, label: str) -> None:
     """Put fixed shapes on all inputs of `model`, in place, and infer the rest.
 
-    `shapes`: input name -> whole shape, or dimension name -> size. Raises InputError listing every dimension left open.
+    `shapes`: input name -> whole shape, or dimension name -> size. Raises InputError listing what is open.
     """
     values = graph_inputs(model)
     dimensions = sorted(
@@ -54,6 +54,9 @@ def fix_shapes(model: Any, shapes: Shapes, label: str) -> None:
 
 
 def _refuse_unknown(given: Mapping[str, Any], names: Sequence[str], dimensions: Sequence[str]) -> None:
+    text = [key for key, value in given.items() if isinstance(value, str)]
+    if text:
+        raise InputError(f"the shape of {text[0]!r} is the text {given[text[0]]!r}, must be numbers")
     unknown = [key for key in given if key not in names and key not in dimensions]
     if unknown:
         has = f"inputs {', '.join(names) or 'none'}" + (
@@ -67,10 +70,10 @@ def _refuse_unknown(given: Mapping[str, Any], names: Sequence[str], dimensions: 
 def _fix_input(value: Any, shapes: Shapes) -> None:
     tensor = value.type.tensor_type
     wanted = shapes.get(value.name)
-    if wanted is not None and isinstance(wanted, Sequence) and not isinstance(wanted, str):
+    if isinstance(wanted, Sequence):
         if tensor.HasField("shape") and len(tensor.shape.dim) != len(wanted):
             raise InputError(
-                f"input {value.name!r} has {len(tensor.shape.dim)} dimensions, not {len(wanted)}: {tuple(wanted)}"
+                f"shape of input {value.name!r} must have {len(tensor.shape.dim)} sizes, not {tuple(wanted)}"
             )
         del tensor.shape.dim[:]
         tensor.shape.SetInParent()  # a scalar's shape is present and empty
@@ -127,14 +130,15 @@ def _refuse_open(values: Sequence[Any], label: str) -> None:
                 [
                     f"{label}: input dimensions are open, and bitsmith compiles for fixed shapes:",
                     *lines,
-                    f"Give their sizes, for example {' '.join(options)} (in Python: shapes={{{', '.join(calls)}}}).",
+                    f"Give their sizes, for example {' '.join(options)}",
+                    f"or in Python shapes={{{', '.join(calls)}}}.",
                 ]
             )
         )
 
 
 def _infer(model: Any, label: str) -> None:
-    """Infer all shapes anew from those of the inputs; what the file says about others may be for other sizes."""
+    """Infer all shapes anew from those of the inputs; what the file says of others may be for other sizes."""
     import onnx
 
     del model.graph.value_info[:]

@@ -1,4 +1,4 @@
-"""Activation functions: one table for the unary operators and for the activation fused into conv2d, linear and add."""
+"""Activation functions: one table for the unary operators and for what conv2d, linear and add have fused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def _hard_sigmoid(x: Any) -> Any:
 ACTIVATIONS: dict[str, Activation] = {
     "none": Activation(lambda x, a: x, lambda x, a: x),
     "clip": Activation(
-        lambda x, a: _t().clamp(x, a["lo"], a["hi"]), lambda x, a: _relax_clip(x, a["lo"], a["hi"]), ("lo", "hi")
+        lambda x, a: _t().clamp(x, a["lo"], a["hi"]),
+        lambda x, a: _relax_clip(x, a["lo"], a["hi"]),
+        ("lo", "hi"),
     ),
     "hard_swish": Activation(lambda x, a: _f().hardswish(x), lambda x, a: _r().multiply(x, _hard_sigmoid(x))),
     "hard_sigmoid": Activation(lambda x, a: _f().hardsigmoid(x), lambda x, a: _hard_sigmoid(x)),
@@ -63,7 +65,7 @@ ACTIVATIONS: dict[str, Activation] = {
     ),
 }
 
-ACT_ATTRS = {"act": "none", "lo": float("-inf"), "hi": float("inf"), "alpha": 0.01}
+ACT_ATTRS: dict[str, Any] = {"act": "none", "lo": float("-inf"), "hi": float("inf"), "alpha": 0.01}
 """Attributes of an operator with a fused activation, with their defaults."""
 
 

@@ -39,14 +39,20 @@ def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     require(len(w.shape) == 4, f"w must have 4 dimensions, got {w}")
     require(attrs["layout"] in LAYOUTS, f"layout {attrs['layout']!r} is not one of {', '.join(LAYOUTS)}")
     n, c, h, width = nchw(x.shape, in_layout(attrs))
-    groups, out_c = int(attrs["groups"]), w.shape[0]  # type: ignore[arg-type]
-    require(groups > 0 and c % groups == 0 and out_c % groups == 0, f"{c} -> {out_c} channels do not split into {groups} groups")
+    groups, out_c = int(attrs["groups"]), w.shape[0]
+    require(
+        groups > 0 and c % groups == 0 and out_c % groups == 0,
+        f"{c} -> {out_c} channels do not split into {groups} groups",
+    )
     require(w.shape[1] == c // groups, f"w takes {w.shape[1]} channels per group, x has {c // groups}")
     check_epilogue(x, w, present(types, 2), present(types, 4), out_c, attrs)
-    top, left, bottom, right = attrs["pads"]  # type: ignore[misc]
-    (sh, sw), (dh, dw) = attrs["strides"], attrs["dilations"]  # type: ignore[misc]
+    top, left, bottom, right = attrs["pads"]
+    (sh, sw), (dh, dw) = attrs["strides"], attrs["dilations"]
     require(min(top, left, bottom, right) >= 0, f"pads {attrs['pads']} must not be negative")
-    require(min(sh, sw, dh, dw) > 0, f"strides {attrs['strides']} and dilations {attrs['dilations']} must be positive")
+    require(
+        min(sh, sw, dh, dw) > 0,
+        f"strides {attrs['strides']} and dilations {attrs['dilations']} must be positive",
+    )
     oh = out_size(h, w.shape[2], sh, dh, top + bottom)
     ow = out_size(width, w.shape[3], sw, dw, left + right)
     require(oh > 0 and ow > 0, f"a {w.shape[2]}x{w.shape[3]} kernel does not fit the padded input of {x}")
@@ -62,7 +68,7 @@ def _reference(inputs: Sequence[Any], attrs: Attrs) -> Any:
     x, w, bias, residual, scale = (*inputs, None, None, None)[:5]
     if in_layout(attrs) == "NHWC":
         x = x.permute(0, 3, 1, 2)
-    top, left, bottom, right = attrs["pads"]  # type: ignore[misc]
+    top, left, bottom, right = attrs["pads"]
     exact = torch.float64 if w.dtype == torch.int8 else torch.float32
     # Padding after the zero point is taken off pads with true zeros; float64 holds every int32 sum exactly.
     x = functional.pad(x.to(exact) - attrs["x_zero"], (left, right, top, bottom))
@@ -110,9 +116,9 @@ def _relax(args: Sequence[Any], attrs: Attrs) -> Any:
     y = relax.op.nn.conv2d(
         x,
         w,
-        strides=list(attrs["strides"]),  # type: ignore[call-overload]
-        padding=list(attrs["pads"]),  # type: ignore[call-overload]
-        dilation=list(attrs["dilations"]),  # type: ignore[call-overload]
+        strides=list(attrs["strides"]),
+        padding=list(attrs["pads"]),
+        dilation=list(attrs["dilations"]),
         groups=attrs["groups"],
         data_layout=layout,
         kernel_layout="OIHW",
@@ -130,7 +136,9 @@ def _samples() -> tuple[Sample, ...]:
     f, u, s, i = "float32", "uint8", "int8", "int32"
     pads = (1, 1, 1, 1)
 
-    def sample(x: tuple[int, ...], w: tuple[int, ...], res: str | None = None, q: bool = False, **attrs: Any) -> Sample:
+    def sample(
+        x: tuple[int, ...], w: tuple[int, ...], res: str | None = None, q: bool = False, **attrs: Any
+    ) -> Sample:
         out = _infer((TensorType(x), TensorType(w)), {**CONV2D_ATTRS, **attrs, "out_dtype": f})[0].shape
         bias = TensorType((w[0],), i if q else f)
         import numpy as np
@@ -138,10 +146,12 @@ def _samples() -> tuple[Sample, ...]:
         step = np.linspace(0.5, 1.5, w[0], dtype=np.float32) * np.float32(0.004 / (w[1] * w[2] * w[3]) ** 0.5)
         residual = None if res is None else TensorType(out, res)
         return Sample(
-            (TensorType(x, u if q else f), TensorType(w, s if q else f), bias, residual, step if q else None), attrs
+            (TensorType(x, u if q else f), TensorType(w, s if q else f), bias, residual, step if q else None),
+            attrs,
         )
 
-    relu, relu6 = {"act": "clip", "lo": 0.0}, {"act": "clip", "lo": 0.0, "hi": 6.0}
+    relu: dict[str, Any] = {"act": "clip", "lo": 0.0}
+    relu6: dict[str, Any] = {**relu, "hi": 6.0}
     nhwc: dict[str, Any] = {"layout": "NHWC"}
     q8: dict[str, Any] = {"q": True, "out_dtype": u}
     return (
@@ -156,19 +166,67 @@ def _samples() -> tuple[Sample, ...]:
         sample((2, 6, 6, 16), (32, 8, 3, 3), groups=2, pads=pads, **nhwc),
         sample((1, 3, 16, 18), (32, 3, 3, 3), layout="NCHW:NHWC", strides=(2, 2), pads=(0, 0, 1, 1), **relu6),
         sample((1, 3, 17, 15), (24, 3, 7, 7), layout="NCHW:NHWC", strides=(2, 2), pads=(3, 3, 3, 3), **relu),
-        sample((1, 9, 10, 19), (24, 19, 3, 3), x_zero=131, y_zero=7, pads=pads, **q8, **nhwc, act="clip", lo=-7.0, hi=200.0),
+        sample(
+            (1, 9, 10, 19),
+            (24, 19, 3, 3),
+            x_zero=131,
+            y_zero=7,
+            pads=pads,
+            **q8,
+            **nhwc,
+            act="clip",
+            lo=-7.0,
+            hi=200.0,
+        ),
         sample((1, 8, 7, 48), (40, 48, 1, 1), res=u, r_scale=0.7, r_zero=120, y_zero=128, **q8, **nhwc),
         sample((1, 8, 7, 20), (17, 20, 1, 1), q=True, res=f, **nhwc),
-        sample((1, 11, 12, 40), (40, 1, 3, 3), groups=40, pads=(0, 0, 1, 1), strides=(2, 2), y_zero=3, x_zero=9, **q8, **nhwc),
-        sample((1, 9, 9, 24), (24, 1, 5, 5), groups=24, pads=(2, 2, 2, 2), q=True, x_zero=128, act="hard_swish", **nhwc),
-        sample((1, 3, 12, 14), (16, 3, 3, 3), layout="NCHW:NHWC", strides=(2, 2), pads=(0, 0, 1, 1), x_zero=114, **q8),
+        sample(
+            (1, 11, 12, 40),
+            (40, 1, 3, 3),
+            groups=40,
+            pads=(0, 0, 1, 1),
+            strides=(2, 2),
+            y_zero=3,
+            x_zero=9,
+            **q8,
+            **nhwc,
+        ),
+        sample(
+            (1, 9, 9, 24),
+            (24, 1, 5, 5),
+            groups=24,
+            pads=(2, 2, 2, 2),
+            q=True,
+            x_zero=128,
+            act="hard_swish",
+            **nhwc,
+        ),
+        sample(
+            (1, 3, 12, 14),
+            (16, 3, 3, 3),
+            layout="NCHW:NHWC",
+            strides=(2, 2),
+            pads=(0, 0, 1, 1),
+            x_zero=114,
+            **q8,
+        ),
         sample((1, 6, 5, 24), (32, 24, 1, 1), act="silu", y_inv=30.0, y_zero=20, **q8, **nhwc),
         sample((1, 6, 5, 24), (32, 24, 1, 1), out_dtype=u, y_inv=31.0, y_zero=100, **nhwc),
-        sample((1, 8, 8, 16), (16, 1, 3, 3), groups=16, pads=pads, out_dtype=u, y_inv=20.0, y_zero=60, **relu6, **nhwc),
+        sample(
+            (1, 8, 8, 16),
+            (16, 1, 3, 3),
+            groups=16,
+            pads=pads,
+            out_dtype=u,
+            y_inv=20.0,
+            y_zero=60,
+            **relu6,
+            **nhwc,
+        ),
     )
 
 
-CONV2D_ATTRS = {
+CONV2D_ATTRS: dict[str, Any] = {
     **EPILOGUE_ATTRS,
     "strides": (1, 1),
     "pads": (0, 0, 0, 0),  # top, left, bottom, right

@@ -1,4 +1,4 @@
-"""Elementwise operators: the activations as nodes of their own, other functions of one value, and binary arithmetic."""
+"""Elementwise operators: activations as nodes, other functions of one value, binary arithmetic."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _infer_binary(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 
 def _couple_binary(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
-    """Axes aligned from the right; where one operand is broadcast, the other one alone is coupled to the output."""
+    """Axes aligned from the right; where one operand is broadcast, only the other is coupled to the output."""
     a, b = types
     assert a is not None and b is not None
     rank = max(len(a.shape), len(b.shape))
@@ -147,7 +147,9 @@ def _infer_add(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     a, b = types
     assert a is not None and b is not None
     require({a.dtype, b.dtype} <= {"float32", "uint8"}, f"operands must be float32 or uint8, got {a} and {b}")
-    require(attrs["act"] in ACTIVATIONS, f"activation {attrs['act']!r} is not one of {', '.join(ACTIVATIONS)}")
+    require(
+        attrs["act"] in ACTIVATIONS, f"activation {attrs['act']!r} is not one of {', '.join(ACTIVATIONS)}"
+    )
     return (TensorType(broadcast_shapes(a.shape, b.shape), str(attrs["out_dtype"])),)
 
 
@@ -182,7 +184,9 @@ ADD = OpDef(
         Sample((TensorType((2, 5, 6)), TensorType((2, 5, 6))), {"act": "clip", "lo": 0.0}),
         Sample((TensorType((1, 8, 4, 5)), TensorType((8, 1, 1)))),
         Sample((TensorType((1, 4, 5, 9), "uint8"), TensorType((1, 4, 5, 9), "uint8")), _Q8),
-        Sample((TensorType((1, 4, 5, 9), "uint8"), TensorType((1, 4, 5, 9))), {"a_scale": 0.1, "a_zero": 100}),
+        Sample(
+            (TensorType((1, 4, 5, 9), "uint8"), TensorType((1, 4, 5, 9))), {"a_scale": 0.1, "a_zero": 100}
+        ),
     ),
     attrs={
         **ACT_ATTRS,

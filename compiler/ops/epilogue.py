@@ -1,9 +1,9 @@
-"""What conv2d, linear and add do to an accumulator before it is stored: scale, residual, activation, requantisation.
+"""What conv2d, linear and add do to an accumulator before it is stored.
 
-    f = acc * scale[channel] + (residual - r_zero) * r_scale
-    f = act(f)
-    y = f                                        out_dtype float32
-    y = saturate_u8(rint(f * y_inv) + y_zero)    out_dtype uint8; rint rounds ties to even
+f = acc * scale[channel] + (residual - r_zero) * r_scale
+f = act(f)
+y = f                                        out_dtype float32
+y = saturate_u8(rint(f * y_inv) + y_zero)    out_dtype uint8; rint rounds ties to even
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..ir import TensorType
 from .activations import ACT_ATTRS, ACTIVATIONS, activate
 from .opdef import Attrs, require
 
-EPILOGUE_ATTRS = {
+EPILOGUE_ATTRS: dict[str, Any] = {
     **ACT_ATTRS,
     "x_zero": 0,
     "r_scale": 1.0,
@@ -26,19 +26,32 @@ EPILOGUE_ATTRS = {
 
 
 def check_epilogue(
-    x: TensorType, w: TensorType, bias: TensorType | None, scale: TensorType | None, channels: int, attrs: Attrs
+    x: TensorType,
+    w: TensorType,
+    bias: TensorType | None,
+    scale: TensorType | None,
+    channels: int,
+    attrs: Attrs,
 ) -> None:
     """Raise TypeRuleError unless the types and attributes of a conv2d or linear fit together."""
     quantised = w.dtype == "int8"
-    require((x.dtype == "uint8") == quantised, f"x is {x.dtype} but w is {w.dtype}: float32 goes with float32, uint8 with int8")
+    require(
+        (x.dtype == "uint8") == quantised,
+        f"x is {x.dtype} but w is {w.dtype}: float32 goes with float32, uint8 with int8",
+    )
     require(quantised or x.dtype == w.dtype == "float32", f"x is {x.dtype} and w is {w.dtype}")
     if bias is not None:
         want = TensorType((channels,), "int32" if quantised else "float32")
         require(bias == want, f"bias is {bias}, must be {want}")
     if scale is not None:
         require(scale == TensorType((channels,)), f"scale is {scale}, must be float32[{channels}]")
-    require(attrs["act"] in ACTIVATIONS, f"activation {attrs['act']!r} is not one of {', '.join(ACTIVATIONS)}")
-    require(attrs["out_dtype"] in ("float32", "uint8"), f"out_dtype {attrs['out_dtype']!r} is not float32 or uint8")
+    require(
+        attrs["act"] in ACTIVATIONS, f"activation {attrs['act']!r} is not one of {', '.join(ACTIVATIONS)}"
+    )
+    require(
+        attrs["out_dtype"] in ("float32", "uint8"),
+        f"out_dtype {attrs['out_dtype']!r} is not float32 or uint8",
+    )
 
 
 def check_residual(residual: TensorType | None, out: tuple[int, ...]) -> None:
@@ -48,10 +61,10 @@ def check_residual(residual: TensorType | None, out: tuple[int, ...]) -> None:
 
 
 def finish(acc: Any, residual: Any, scale: Any, attrs: Attrs) -> Any:
-    """The epilogue on torch tensors. `acc` is float32 or integer-valued float64; `scale` broadcasts against it.
+    """The epilogue on torch tensors. `acc` is float32 or integer-valued float64; `scale` broadcasts.
 
-    The multiply-add is rounded once, as a fused multiply-add is; a kernel that rounds the product first may differ by one
-    step where the result lies at a rounding tie.
+    The multiply-add is rounded once, as a fused multiply-add is; a kernel that rounds the product first may
+    differ by one step where the result lies at a rounding tie.
     """
     import torch
 
@@ -59,7 +72,9 @@ def finish(acc: Any, residual: Any, scale: Any, attrs: Attrs) -> Any:
     if scale is not None or residual is not None:
         wide = f.to(torch.float64) * (1.0 if scale is None else scale.to(torch.float64))
         if residual is not None:
-            r = (residual.to(torch.float32) - float(attrs["r_zero"])) * torch.tensor(attrs["r_scale"], dtype=torch.float32)
+            r = (residual.to(torch.float32) - float(attrs["r_zero"])) * torch.tensor(
+                attrs["r_scale"], dtype=torch.float32
+            )
             wide = wide + r.to(torch.float64)
         f = wide.to(torch.float32)
     return store(activate(f, attrs), attrs)

@@ -8,7 +8,7 @@ from typing import Any
 from ..ir import TensorType
 from .activations import activate_relax
 from .epilogue import EPILOGUE_ATTRS, check_epilogue, check_residual, finish
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, broadcast_shapes, present, require
+from .opdef import Attrs, Coupling, OpDef, Sample, Types, broadcast_shapes, given, present, require
 
 
 def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -55,7 +55,9 @@ def _relax(args: Sequence[Any], attrs: Attrs) -> Any:
 
 
 def _samples() -> tuple[Sample, ...]:
-    def sample(rows: tuple[int, ...], k: int, n: int, res: str | None = None, q: bool = False, **attrs: Any) -> Sample:
+    def sample(
+        rows: tuple[int, ...], k: int, n: int, res: str | None = None, q: bool = False, **attrs: Any
+    ) -> Sample:
         import numpy as np
 
         step = np.linspace(0.5, 1.5, n, dtype=np.float32) * np.float32(0.004 / k**0.5)
@@ -86,7 +88,7 @@ LINEAR = OpDef(
     samples=_samples(),
     attrs=EPILOGUE_ATTRS,
     couple=_couple,
-    flops=lambda types, outs, attrs: 2 * outs[0].size * types[1].shape[1],  # type: ignore[union-attr]
+    flops=lambda types, outs, attrs: 2 * outs[0].size * given(types, 1).shape[1],
     relax=_relax,
     layer=True,
 )
@@ -132,6 +134,6 @@ MATMUL = OpDef(
         Sample((TensorType((4, 6)), TensorType((3, 6, 8)))),
     ),
     couple=_couple_matmul,
-    flops=lambda types, outs, attrs: 2 * outs[0].size * types[0].shape[-1],  # type: ignore[union-attr]
+    flops=lambda types, outs, attrs: 2 * outs[0].size * given(types, 0).shape[-1],
     relax=_relax_matmul,
 )

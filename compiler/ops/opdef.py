@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 Types = Sequence[TensorType | None]
 """Input types of a node; None for an absent optional input."""
-Attrs = Mapping[str, AttrValue]
+Attrs = Mapping[str, Any]
+"""Attributes of a node (AttrValue each), completed with the operator's defaults; `infer` checks them."""
 Slot = tuple[str, int]
 """An axis of an operand: `("x", 1)` is axis 1 of the input called x, `("y", 0)` axis 0 of the output."""
 Coupling = frozenset[Slot]
@@ -34,7 +35,8 @@ def require(condition: bool, message: str) -> None:
 class Sample:
     """Inputs and attributes that show an operator at work; the contract tests run every one.
 
-    `inputs`: a TensorType (random values; uint8 and int8 over their whole range), an array (used as it is) or None (absent).
+    `inputs`: a TensorType (random values; uint8 and int8 over their whole range), an array (used as it is) or
+    None (absent).
     `low`, `high` bound the random float values.
     """
 
@@ -56,12 +58,13 @@ class OpDef:
     inputs      names of its inputs in order; those from index `required` on may be absent
     attrs       default of every attribute; a node may set no other. `None` stands for "must be given"
     infer       input types, attributes -> output types; raises TypeRuleError
-    reference   input tensors (None when absent), attributes -> output tensor: slow, short, the definition of the op
-    couple      axes that are pruned together: sets of slots; removing index i along all of a set that holds an output axis removes index i
-                from the output and changes nothing else. A set without an output axis is summed over: there, index i may leave when it
-                contributes zero
+    reference   input tensors (None when absent), attributes -> output tensor: slow, short, what the op means
+    couple      axes that are pruned together: sets of slots; removing index i along all of a set with an output
+                axis removes index i from the output and changes nothing else. A set without an output axis is
+                summed over: there, index i may leave when it contributes zero
     flops       input types, output types, attributes -> arithmetic operations (a multiply-add counts 2)
-    relax       (relax expressions, attributes) -> relax expression: the lowering used where a target has no kernel of its own
+    relax       (relax expressions, attributes) -> relax expression: the lowering used where a target has no
+                kernel of its own; None where every target has one (quantize, dequantize)
     samples     drive the contract tests
     layer       carries weights: a Plan decides about it
     """
@@ -85,7 +88,7 @@ class OpDef:
         full = {**self.attrs, **attrs}
         missing = [k for k, v in full.items() if v is None]
         require(not missing, f"{self.name} needs attribute {', '.join(missing)}")
-        return full  # type: ignore[return-value]
+        return full
 
     def infer_types(self, types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         """Output types; checks the number of inputs first."""
@@ -96,6 +99,13 @@ class OpDef:
         for name, kind in zip(self.inputs[: self.required], types, strict=False):
             require(kind is not None, f"{self.name} needs its input {name!r}")
         return self.infer(types, attrs)
+
+
+def given(types: Types, index: int) -> TensorType:
+    """The type of a required input."""
+    kind = types[index]
+    assert kind is not None
+    return kind
 
 
 def present(types: Types, index: int) -> TensorType | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..ir import TensorType
 from .conv import nchw, out_size
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, require
+from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, require
 
-POOL_ATTRS = {
+POOL_ATTRS: dict[str, Any] = {
     "kernel": None,
     "strides": (1, 1),
     "pads": (0, 0, 0, 0),  # top, left, bottom, right
@@ -25,12 +25,15 @@ def _infer_pool(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     require(len(x.shape) == 4, f"x must have 4 dimensions, got {x}")
     require(attrs["layout"] in ("NCHW", "NHWC"), f"layout {attrs['layout']!r} is not NCHW or NHWC")
     n, c, h, w = nchw(x.shape, str(attrs["layout"]))
-    (kh, kw), (sh, sw), (dh, dw) = attrs["kernel"], attrs["strides"], attrs["dilations"]  # type: ignore[misc]
-    top, left, bottom, right = attrs["pads"]  # type: ignore[misc]
+    (kh, kw), (sh, sw), (dh, dw) = attrs["kernel"], attrs["strides"], attrs["dilations"]
+    top, left, bottom, right = attrs["pads"]
     oh, ow = out_size(h, kh, sh, dh, top + bottom), out_size(w, kw, sw, dw, left + right)
     require(oh > 0 and ow > 0, f"a {kh}x{kw} window does not fit the padded input of {x}")
     # A window that lies wholly in the padding has no maximum and no mean.
-    require(max(top, bottom) < dh * (kh - 1) + 1 and max(left, right) < dw * (kw - 1) + 1, f"pads {attrs['pads']} exceed the window")
+    require(
+        max(top, bottom) < dh * (kh - 1) + 1 and max(left, right) < dw * (kw - 1) + 1,
+        f"pads {attrs['pads']} exceed the window",
+    )
     return (TensorType((n, c, oh, ow) if attrs["layout"] == "NCHW" else (n, oh, ow, c), x.dtype),)
 
 
@@ -38,8 +41,8 @@ def _windows(x: Any, attrs: Attrs, fill: float) -> Any:
     """[n, c, oh, ow, kh * kw] view of a padded NCHW tensor."""
     import torch.nn.functional as functional
 
-    top, left, bottom, right = attrs["pads"]  # type: ignore[misc]
-    (kh, kw), (sh, sw), (dh, dw) = attrs["kernel"], attrs["strides"], attrs["dilations"]  # type: ignore[misc]
+    top, left, bottom, right = attrs["pads"]
+    (kh, kw), (sh, sw), (dh, dw) = attrs["kernel"], attrs["strides"], attrs["dilations"]
     x = functional.pad(x, (left, right, top, bottom), value=fill)
     x = x.unfold(2, dh * (kh - 1) + 1, sh).unfold(3, dw * (kw - 1) + 1, sw)
     return x[..., ::dh, ::dw].flatten(4)
@@ -90,7 +93,7 @@ def _relax_avg(args: Sequence[Any], attrs: Attrs) -> Any:
 def _pool_op(kind: str) -> OpDef:
     square = {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}
     extra = {"count_pad": False} if kind == "avg" else {}
-    samples = (
+    samples: tuple[Sample, ...] = (
         Sample((TensorType((1, 5, 9, 8)),), square),
         Sample((TensorType((2, 8, 7, 19)),), {**square, "layout": "NHWC"}),
         Sample((TensorType((1, 6, 6, 3)),), {"kernel": (2, 3), "pads": (0, 1, 1, 1), "layout": "NHWC"}),
@@ -106,7 +109,7 @@ def _pool_op(kind: str) -> OpDef:
         samples=samples,
         attrs={**POOL_ATTRS, **extra},
         couple=_couple_pool,
-        flops=lambda types, outs, attrs: outs[0].size * attrs["kernel"][0] * attrs["kernel"][1],  # type: ignore[index]
+        flops=lambda types, outs, attrs: outs[0].size * attrs["kernel"][0] * attrs["kernel"][1],
         relax=_relax_max if kind == "max" else _relax_avg,
     )
 
@@ -121,8 +124,10 @@ def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool)
 def _infer_reduce(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x = types[0]
     assert x is not None
-    axes: tuple[int, ...] = attrs["axes"]  # type: ignore[assignment]
-    require(all(0 <= a < len(x.shape) for a in axes), f"axes {axes} are not within the {len(x.shape)} axes of x")
+    axes: tuple[int, ...] = attrs["axes"]
+    require(
+        all(0 <= a < len(x.shape) for a in axes), f"axes {axes} are not within the {len(x.shape)} axes of x"
+    )
     require(len(set(axes)) == len(axes), f"axes {axes} repeat")
     require(all(x.shape[a] > 0 for a in axes), f"x is {x}: an empty axis has no mean or maximum")
     require(x.dtype in ("float32", "uint8"), f"x must be float32 or uint8, got {x}")
@@ -135,14 +140,16 @@ def _reference_reduce(inputs: Sequence[Any], attrs: Attrs, kind: str) -> Any:
 
     x = inputs[0]
     if x.dtype == torch.uint8:
-        x = (x.to(torch.float32) - float(attrs["x_zero"])) * torch.tensor(attrs["x_scale"], dtype=torch.float32)
+        x = (x.to(torch.float32) - float(attrs["x_zero"])) * torch.tensor(
+            attrs["x_scale"], dtype=torch.float32
+        )
     return getattr(x, kind)(dim=attrs["axes"], keepdim=bool(attrs["keepdims"])) if attrs["axes"] else x
 
 
 def _couple_reduce(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
     x = types[0]
     assert x is not None
-    kept = [i for i in range(len(x.shape)) if i not in attrs["axes"]]  # type: ignore[operator]
+    kept = [i for i in range(len(x.shape)) if i not in attrs["axes"]]
     return tuple(frozenset({("x", a), ("y", a if attrs["keepdims"] else i)}) for i, a in enumerate(kept))
 
 
@@ -150,7 +157,7 @@ def _reduce_op(kind: str, torch_name: str, relax_name: str) -> OpDef:
     def lower(args: Sequence[Any], attrs: Attrs) -> Any:
         from tvm import relax
 
-        return getattr(relax.op, relax_name)(args[0], axis=list(attrs["axes"]), keepdims=attrs["keepdims"])  # type: ignore[arg-type, call-overload]
+        return getattr(relax.op, relax_name)(args[0], axis=list(attrs["axes"]), keepdims=attrs["keepdims"])
 
     quantised = {"axes": (1, 2), "x_scale": 0.02, "x_zero": 4}
     return OpDef(
@@ -167,7 +174,7 @@ def _reduce_op(kind: str, torch_name: str, relax_name: str) -> OpDef:
         ),
         attrs={"axes": None, "keepdims": True, "x_scale": 1.0, "x_zero": 0},
         couple=_couple_reduce,
-        flops=lambda types, outs, attrs: types[0].size,  # type: ignore[union-attr]
+        flops=lambda types, outs, attrs: given(types, 0).size,
         relax=lower,
     )
 

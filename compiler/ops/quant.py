@@ -48,7 +48,9 @@ def _infer_dequantize(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 def _reference_dequantize(inputs: Sequence[Any], attrs: Attrs) -> Any:
     import torch
 
-    return (inputs[0].to(torch.float32) - float(attrs["x_zero"])) * torch.tensor(attrs["x_scale"], dtype=torch.float32)
+    return (inputs[0].to(torch.float32) - float(attrs["x_zero"])) * torch.tensor(
+        attrs["x_scale"], dtype=torch.float32
+    )
 
 
 DEQUANTIZE = OpDef(
@@ -77,7 +79,7 @@ def _reference_batch_norm(inputs: Sequence[Any], attrs: Attrs) -> Any:
     import torch
 
     x, gamma, beta, mean, variance = inputs
-    return torch.nn.functional.batch_norm(x, mean, variance, gamma, beta, eps=attrs["eps"])  # type: ignore[arg-type]
+    return torch.nn.functional.batch_norm(x, mean, variance, gamma, beta, eps=attrs["eps"])
 
 
 def _couple_batch_norm(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:

@@ -1,4 +1,4 @@
-"""Operators that move data: reshape, transpose, concat, pad, slice, and softmax's neighbours that keep the shape."""
+"""Operators that move data (reshape, transpose, concat, pad, slice), and softmax."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from ..ir import TensorType
 from .elementwise import same_axes
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, require
+from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, require
 
 
 def _infer_reshape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, shape = types[0], attrs["shape"]
     assert x is not None
-    require(math.prod(shape) == x.size, f"cannot reshape {x} to {shape}")  # type: ignore[arg-type]
-    return (TensorType(tuple(shape), x.dtype),)  # type: ignore[arg-type]
+    require(math.prod(shape) == x.size, f"cannot reshape {x} to {shape}")
+    return (TensorType(tuple(shape), x.dtype),)
 
 
 def _relax_reshape(args: Sequence[Any], attrs: Attrs) -> Any:
@@ -42,18 +42,18 @@ RESHAPE = OpDef(
 def _infer_transpose(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, perm = types[0], attrs["perm"]
     assert x is not None
-    require(sorted(perm) == list(range(len(x.shape))), f"perm {perm} does not permute the axes of {x}")  # type: ignore[arg-type]
-    return (TensorType(tuple(x.shape[p] for p in perm), x.dtype),)  # type: ignore[union-attr]
+    require(sorted(perm) == list(range(len(x.shape))), f"perm {perm} does not permute the axes of {x}")
+    return (TensorType(tuple(x.shape[p] for p in perm), x.dtype),)
 
 
 def _couple_transpose(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
-    return tuple(frozenset({("x", p), ("y", i)}) for i, p in enumerate(attrs["perm"]))  # type: ignore[arg-type]
+    return tuple(frozenset({("x", p), ("y", i)}) for i, p in enumerate(attrs["perm"]))
 
 
 def _relax_transpose(args: Sequence[Any], attrs: Attrs) -> Any:
     from tvm import relax
 
-    return relax.op.permute_dims(args[0], list(attrs["perm"]))  # type: ignore[call-overload]
+    return relax.op.permute_dims(args[0], list(attrs["perm"]))
 
 
 TRANSPOSE = OpDef(
@@ -76,25 +76,25 @@ def _infer_concat(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     first, axis = types[0], attrs["axis"]
     assert first is not None
     require(isinstance(axis, int) and 0 <= axis < len(first.shape), f"axis {axis} is not an axis of {first}")
-    for x in types:
-        assert x is not None
+    kinds = [given(types, i) for i in range(len(types))]
+    for x in kinds:
         rest = [(a, b) for i, (a, b) in enumerate(zip(first.shape, x.shape, strict=False)) if i != axis]
         fits = len(x.shape) == len(first.shape) and all(a == b for a, b in rest) and x.dtype == first.dtype
         require(fits, f"{first} and {x} do not concatenate along axis {axis}")
-    total = sum(x.shape[axis] for x in types)  # type: ignore[union-attr, index, misc]
-    shape = (*first.shape[:axis], total, *first.shape[axis + 1 :])  # type: ignore[misc, operator]
+    total = sum(x.shape[axis] for x in kinds)
+    shape = (*first.shape[:axis], total, *first.shape[axis + 1 :])
     return (TensorType(shape, first.dtype),)
 
 
 def _reference_concat(inputs: Sequence[Any], attrs: Attrs) -> Any:
     import torch
 
-    return torch.cat(list(inputs), dim=attrs["axis"])  # type: ignore[call-overload]
+    return torch.cat(list(inputs), dim=attrs["axis"])
 
 
 def _couple_concat(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
-    """Along the other axes all operands go together; along the joined axis each has its own stretch of y (see analysis)."""
-    rank = len(types[0].shape)  # type: ignore[union-attr]
+    """Along the other axes all operands go together; along the joined one each has its own stretch of y."""
+    rank = len(given(types, 0).shape)
     others = [a for a in range(rank) if a != attrs["axis"]]
     return tuple(frozenset({("y", a), *((f"*{i}", a) for i in range(len(types)))}) for a in others)
 
@@ -124,23 +124,23 @@ CONCAT = OpDef(
 def _infer_pad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, before, after = types[0], attrs["before"], attrs["after"]
     assert x is not None
-    require(len(before) == len(after) == len(x.shape), f"pad {before}, {after} does not fit the axes of {x}")  # type: ignore[arg-type]
-    require(min((*before, *after), default=0) >= 0, f"pad {before}, {after} must not be negative")  # type: ignore[misc]
-    shape = tuple(d + b + a for d, b, a in zip(x.shape, before, after, strict=True))  # type: ignore[arg-type]
+    require(len(before) == len(after) == len(x.shape), f"pad {before}, {after} does not fit the axes of {x}")
+    require(min((*before, *after), default=0) >= 0, f"pad {before}, {after} must not be negative")
+    shape = tuple(d + b + a for d, b, a in zip(x.shape, before, after, strict=True))
     return (TensorType(shape, x.dtype),)
 
 
 def _reference_pad(inputs: Sequence[Any], attrs: Attrs) -> Any:
     import torch
 
-    pairs = zip(reversed(attrs["before"]), reversed(attrs["after"]), strict=True)  # type: ignore[arg-type, call-overload]
-    return torch.nn.functional.pad(inputs[0], [n for pair in pairs for n in pair], value=attrs["value"])  # type: ignore[arg-type]
+    pairs = zip(reversed(attrs["before"]), reversed(attrs["after"]), strict=True)
+    return torch.nn.functional.pad(inputs[0], [n for pair in pairs for n in pair], value=attrs["value"])
 
 
 def _relax_pad(args: Sequence[Any], attrs: Attrs) -> Any:
     from tvm import relax
 
-    pairs = zip(attrs["before"], attrs["after"], strict=True)  # type: ignore[arg-type]
+    pairs = zip(attrs["before"], attrs["after"], strict=True)
     return relax.op.nn.pad(args[0], [n for pair in pairs for n in pair], pad_value=attrs["value"])
 
 
@@ -150,7 +150,9 @@ PAD = OpDef(
     required=1,
     infer=_infer_pad,
     reference=_reference_pad,
-    samples=(Sample((TensorType((1, 3, 5, 6)),), {"before": (0, 0, 1, 2), "after": (0, 1, 2, 0), "value": 0.5}),),
+    samples=(
+        Sample((TensorType((1, 3, 5, 6)),), {"before": (0, 0, 1, 2), "after": (0, 1, 2, 0), "value": 0.5}),
+    ),
     attrs={"before": None, "after": None, "value": 0.0},
     relax=_relax_pad,
 )
@@ -159,22 +161,29 @@ PAD = OpDef(
 def _infer_slice(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, starts, stops, steps = types[0], attrs["starts"], attrs["stops"], attrs["steps"]
     assert x is not None
-    require(len(starts) == len(stops) == len(steps) == len(x.shape), f"slice needs one start, stop and step per axis of {x}")  # type: ignore[arg-type]
-    ranges = list(zip(x.shape, starts, stops, steps, strict=True))  # type: ignore[arg-type]
-    require(all(0 <= a <= b <= d and s > 0 for d, a, b, s in ranges), f"slice {starts}:{stops}:{steps} leaves {x}")
+    require(
+        len(starts) == len(stops) == len(steps) == len(x.shape),
+        f"slice needs one start, stop and step per axis of {x}",
+    )
+    ranges = list(zip(x.shape, starts, stops, steps, strict=True))
+    require(
+        all(0 <= a <= b <= d and s > 0 for d, a, b, s in ranges), f"slice {starts}:{stops}:{steps} leaves {x}"
+    )
     return (TensorType(tuple(-(-(b - a) // s) for _, a, b, s in ranges), x.dtype),)
 
 
 def _reference_slice(inputs: Sequence[Any], attrs: Attrs) -> Any:
-    parts = zip(attrs["starts"], attrs["stops"], attrs["steps"], strict=True)  # type: ignore[arg-type]
+    parts = zip(attrs["starts"], attrs["stops"], attrs["steps"], strict=True)
     return inputs[0][tuple(slice(a, b, s) for a, b, s in parts)].contiguous()
 
 
 def _relax_slice(args: Sequence[Any], attrs: Attrs) -> Any:
     from tvm import relax
 
-    starts, stops, steps = (list(attrs[k]) for k in ("starts", "stops", "steps"))  # type: ignore[call-overload]
-    return relax.op.strided_slice(args[0], list(range(len(starts))), starts, stops, steps, assume_inbound=True)
+    starts, stops, steps = (list(attrs[k]) for k in ("starts", "stops", "steps"))
+    return relax.op.strided_slice(
+        args[0], list(range(len(starts))), starts, stops, steps, assume_inbound=True
+    )
 
 
 SLICE = OpDef(
@@ -183,7 +192,9 @@ SLICE = OpDef(
     required=1,
     infer=_infer_slice,
     reference=_reference_slice,
-    samples=(Sample((TensorType((2, 8, 9)),), {"starts": (0, 1, 2), "stops": (2, 8, 9), "steps": (1, 2, 3)}),),
+    samples=(
+        Sample((TensorType((2, 8, 9)),), {"starts": (0, 1, 2), "stops": (2, 8, 9), "steps": (1, 2, 3)}),
+    ),
     attrs={"starts": None, "stops": None, "steps": None},
     relax=_relax_slice,
 )
