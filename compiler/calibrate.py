@@ -1,8 +1,8 @@
 """Calibration: runs the prepared float32 graph on sample inputs and chooses a range for every value.
 
-    minmax       everything that was seen
-    percentile   all but a share of the extreme values at each end
-    mse          the range with the least expected squared error of 8-bit storage (the default)
+minmax       everything that was seen
+percentile   all but a share of the extreme values at each end
+mse          the range with the least expected squared error of 8-bit storage (the default)
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Ranges:
             ranges = Ranges(values, Calibration(data["method"], data["percentile"]), int(data["samples"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"these are no calibration ranges: {error}") from None
-        wrong = [v for v, (low, high) in values.items() if not (np.isfinite([low, high]).all() and low <= high)]
+        wrong = [
+            v for v, (low, high) in values.items() if not (np.isfinite([low, high]).all() and low <= high)
+        ]
         if wrong:
             raise InputError(f"calibration ranges of {', '.join(wrong)} are not finite or upside down")
         return ranges
@@ -75,9 +77,9 @@ def calibrate(
 ) -> Ranges:
     """Run the prepared graph on every sample and choose a range for each of its float32 values.
 
-    `samples` as compiler/samples.py describes them; `percentile` (above 50, at most 100) only matters to that method;
-    `progress(done, total)` is called after each sample. Raises InputError for samples that do not fit, hold NaN or infinity,
-    or make the network overflow, and PlanError for an unknown method.
+    `samples` as compiler/samples.py describes them; `percentile` (above 50, at most 100) only matters to
+    that method; `progress(done, total)` is called after each sample. Raises InputError for samples that do
+    not fit, hold NaN or infinity, or make the network overflow, and PlanError for an unknown method.
     """
     return choose_ranges(observe(graph, samples, progress=progress), method=method, percentile=percentile)
 

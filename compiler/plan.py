@@ -10,7 +10,8 @@
       }
     }
 
-A layer that the plan does not list stays float32. A graph and a plan (and the calibration data) decide every byte of the result.
+A layer that the plan does not list stays float32. A graph and a plan (and the calibration data) decide
+every byte of the result.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Plan:
-    """A choice per layer name. Make one with `uniform`, `load` or `from_json`; change it with `with_choice`."""
+    """A choice per layer name. `uniform`, `load` or `from_json` make one, `with_choice` changes it."""
 
     graph: str
     layers: Mapping[str, str]
@@ -88,14 +89,15 @@ class Plan:
         return replace(self, layers={**self.layers, layer: choice})
 
     def validate(self, graph: Graph) -> Plan:
-        """The plan itself, if every layer it names is in the graph; PlanError with the closest names otherwise."""
+        """The plan itself. Raises PlanError, with the closest names, if the graph lacks a layer it names."""
         names = [node.name for node in layers_of(graph)]
         unknown = [layer for layer in self.layers if layer not in set(names)]
         if unknown:
+            listed = "; ".join(_suggest(layer, names) for layer in unknown[:10])
+            more = "; ..." if len(unknown) > 10 else ""
             raise PlanError(
-                f"the plan for {self.graph!r} names {len(unknown)} layer(s) that graph {graph.name!r} does not have: "
-                f"{'; '.join(_suggest(layer, names) for layer in unknown[:10])}{'; ...' if len(unknown) > 10 else ''}. "
-                f"`bitsmith inspect` lists the layers"
+                f"the plan for {self.graph!r} names {len(unknown)} layer(s) that graph {graph.name!r} does "
+                f"not have: {listed}{more}. `bitsmith inspect` lists the layers"
             )
         return self
 
@@ -110,7 +112,9 @@ class Plan:
     def to_text(self) -> str:
         """The JSON text: one line per layer, layers in their order. Equal plans give equal text."""
         data = self.to_json()
-        lines = [f"    {json.dumps(layer)}: {json.dumps(value)}" for layer, value in data.pop("layers").items()]
+        lines = [
+            f"    {json.dumps(layer)}: {json.dumps(value)}" for layer, value in data.pop("layers").items()
+        ]
         head = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in data.items()]
         body = ['  "layers": {', ",\n".join(lines), "  }"] if lines else ['  "layers": {}']
         return "\n".join(["{", *head, *body, "}", ""])
@@ -151,7 +155,7 @@ class Plan:
 
     @staticmethod
     def from_json(data: Any) -> Plan:
-        """The plan that `to_json` wrote. Raises PlanError; unknown fields are errors, so that typing mistakes show."""
+        """The plan that `to_json` wrote. Raises PlanError, also for unknown fields: typing mistakes show."""
         fields = _object(data, "the plan", {"version", "graph", "layers"}, {"calibration"})
         version = fields["version"]
         if type(version) is not int or version != VERSION:

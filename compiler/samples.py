@@ -1,8 +1,9 @@
 """Sample inputs in the forms that users have them, as one list of runs.
 
-    one array            [n, ...]: n runs of a model with one input of shape [1, ...]; or [n, 1, ...], the whole input n times
-    dict name -> array   the same for each input
-    sequence of runs     each an array (one input), a tuple of arrays (inputs in order) or a dict name -> array
+one array            [n, ...]: n runs of a model with one input of shape [1, ...];
+                     or [n, 1, ...], the whole input n times
+dict name -> array   the same for each input
+sequence of runs     each an array (one input), a tuple of arrays (inputs in order) or a dict name -> array
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ Samples = np.ndarray | Mapping[str, np.ndarray] | Iterable[Any]
 
 
 def iterate(graph: Graph, data: Samples) -> list[dict[str, np.ndarray]]:
-    """One dict (input name -> array of the input's exact shape and type) per run; views of the given arrays where possible.
+    """One dict (input name -> array of the input's exact shape and type) per run; views of the given arrays
+    where possible.
 
-    Raises InputError when there are no samples, when shapes or types do not fit (the message has the expected ones), or when
-    a sample holds NaN or infinity.
+    Raises InputError when there are no samples, when shapes or types do not fit (the message has the
+    expected ones), or when a sample holds NaN or infinity.
     """
     if isinstance(data, Mapping):
         runs = _from_columns(graph, data)
@@ -48,7 +50,9 @@ def _expected(graph: Graph) -> str:
 
 def _only_input(graph: Graph, found: str) -> str:
     if len(graph.inputs) != 1:
-        raise InputError(f"samples are {found}, but the model has {len(graph.inputs)} inputs; {_expected(graph)}")
+        raise InputError(
+            f"samples are {found}, but the model has {len(graph.inputs)} inputs; {_expected(graph)}"
+        )
     return graph.inputs[0][0]
 
 
@@ -76,7 +80,9 @@ def _from_columns(graph: Graph, columns: Mapping[str, Any]) -> list[dict[str, np
         table[name] = array
     counts = {name: len(array) for name, array in table.items()}
     if len(set(counts.values())) > 1:
-        raise InputError(f"inputs have different numbers of samples: {', '.join(f'{n}: {c}' for n, c in counts.items())}")
+        raise InputError(
+            f"inputs have different numbers of samples: {', '.join(f'{n}: {c}' for n, c in counts.items())}"
+        )
     kinds = dict(graph.inputs)
     return [
         {name: _cast(array[i], kinds[name], f"sample {i}: input {name!r}") for name, array in table.items()}
@@ -91,7 +97,8 @@ def _from_row(graph: Graph, index: int, row: Any) -> dict[str, np.ndarray]:
         arrays = dict(row)
     elif isinstance(row, (tuple, list)):
         if len(row) != len(graph.inputs):
-            raise InputError(f"sample {index} has {len(row)} arrays, the model {len(graph.inputs)} inputs; {_expected(graph)}")
+            wanted = f"{len(graph.inputs)} inputs; {_expected(graph)}"
+            raise InputError(f"sample {index} has {len(row)} arrays, the model {wanted}")
         arrays = {name: array for (name, _), array in zip(graph.inputs, row, strict=True)}
     else:
         arrays = {_only_input(graph, "single arrays"): row}
@@ -109,12 +116,16 @@ def _fit(value: Any, kind: TensorType, what: str) -> np.ndarray:
 
 
 def _cast(array: np.ndarray, kind: TensorType, what: str) -> np.ndarray:
-    """The array in the input's type. Only changes of width pass: integers where floats belong are unscaled pictures."""
+    """The array in the input's type. Only changes of width pass: integers where floats belong are
+    unscaled pictures.
+    """
     want = np.dtype(kind.dtype)
     if array.dtype == want:
         return array
     if array.dtype.kind not in {"f": "f", "i": "iu", "u": "u", "b": "b"}[want.kind]:
-        raise InputError(f"{what} is {array.dtype}, expected {kind.dtype}: scale and convert it as the model was trained")
+        raise InputError(
+            f"{what} is {array.dtype}, expected {kind.dtype}: scale and convert it as the model was trained"
+        )
     if want.kind in "iu" and array.size and not np.array_equal(array.astype(want), array):
         raise InputError(f"{what} has numbers that do not fit {kind.dtype}")
     return array.astype(want)

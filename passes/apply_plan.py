@@ -2,13 +2,14 @@
 
     plan: a and b int8, c float32                   x.q8: quantize(x)                        uint8
                                                     a: conv2d(x.q8, wa int8, ...) -> a       uint8
-    a: conv2d(x, wa, ba) -> a                  =>   b: conv2d(a, wb int8, ..., a) -> b       float32: c reads it
+    a: conv2d(x, wa, ba) -> a                  =>   b: conv2d(a, wb int8, ..., a) -> b       float32, for c
     b: conv2d(a, wb, bb, a) -> b                    c: conv2d(b, wc, bc) -> y
     c: conv2d(b, wc, bc) -> y
 
-An int8 layer reads uint8, sums in int32 and writes what its readers want; the formula is in ARCHITECTURE.md. passes/storage.py
-says which values are stored in uint8; where an int8 layer reads a value that is not, one `quantize` makes a copy for all such
-layers. Names of layers and values stay; a copy of v is called `v.q8`.
+An int8 layer reads uint8, sums in int32 and writes what its readers want; the formula is in
+ARCHITECTURE.md. passes/storage.py says which values are stored in uint8; where an int8 layer reads a value
+that is not, one `quantize` makes a copy for all such layers. Names of layers and values stay; a copy of v
+is called `v.q8`.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from .storage import MOVING, choose_storage
 
 
 def apply_plan(graph: Graph, plan: Plan, ranges: Ranges | None) -> Graph:
-    """The graph with int8 layers where the plan says so; the graph itself when it says so nowhere (then `ranges` may be None).
+    """The graph with int8 layers where the plan says so. Where all stay float32 it is the graph itself.
 
-    Raises PlanError when the plan does not fit the graph or ranges are needed and missing, InputError when the ranges are for
-    another graph, ModelError for weights that are not finite.
+    `ranges` (of the same graph) may be None when no layer is int8.
+    Raises PlanError when the plan does not fit the graph or ranges are needed and missing, InputError when
+    the ranges are for another graph, ModelError for weights that are not finite.
     """
     plan.validate(graph)
     if all(plan.choice(node.name) == "float32" for node in layers_of(graph)):
@@ -47,7 +49,10 @@ def apply_plan(graph: Graph, plan: Plan, ranges: Ranges | None) -> Graph:
 
 
 def conversions(graph: Graph) -> dict[str, int]:
-    """How many `quantize` and `dequantize` nodes feed each layer of a planned graph; one that feeds several counts for the first."""
+    """How many conversions feed each layer of a planned graph; one that feeds several counts for the first.
+
+    A conversion is a `quantize` or `dequantize` node. Layers that need none are listed with 0.
+    """
     counts = {node.name: 0 for node in layers_of(graph)}
     for node in graph.nodes:
         if node.op in ("quantize", "dequantize"):
@@ -129,22 +134,29 @@ class _Planner:
         return attrs | self._written(node, folded)
 
     def _written(self, node: Node, folded: bool) -> dict[str, AttrValue]:
-        """Attributes that store a node's result. `folded`: the factors before the activation already hold 1 / scale."""
+        """Attributes that store a node's result. `folded`: what is activated is in units of y's scale."""
         if node.output not in self.stored:
             return {}
         y = self.stored[node.output]
-        attrs: dict[str, AttrValue] = {"out_dtype": "uint8", "y_zero": y.zero, "y_inv": 1.0 if folded else _f32(y.inverse)}
+        attrs: dict[str, AttrValue] = {
+            "out_dtype": "uint8",
+            "y_zero": y.zero,
+            "y_inv": 1.0 if folded else _f32(y.inverse),
+        }
         if attr(node, "act") == "clip":
             attrs |= _clip(node, y, folded)
         return attrs
 
 
 def _clip(node: Node, y: QParams, folded: bool) -> dict[str, AttrValue]:
-    """The clip in the units it works in. A bound at which uint8 ends anyway is left out: rounding keeps order, so it is exact."""
+    """The clip in the units it works in.
+
+    A bound at or beyond which uint8 ends anyway is left out: rounding keeps order, so the result is the same.
+    """
     inverse = np.float32(y.inverse)
     bounds = {}
     for key, beyond, end in (("lo", -math.inf, 0), ("hi", math.inf, 255)):
-        bound = float(attr(node, key))  # type: ignore[arg-type]
+        bound = float(attr(node, key))
         unit = np.float32(bound * y.inverse) if folded else np.float32(bound) * inverse
         step = np.rint(unit) + y.zero
         redundant = step <= end if key == "lo" else step >= end

@@ -4,7 +4,8 @@
     b: sigmoid(x) -> b           =>       y: add(a, a) -> y
     y: add(a, b) -> y
 
-Layers stay apart even when they are equal: plans and ledgers name them one by one. Nodes that make an output of the graph stay.
+Layers stay apart even when they are equal: plans and ledgers name them one by one. Nodes that make an
+output of the graph stay.
 """
 
 from __future__ import annotations

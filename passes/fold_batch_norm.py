@@ -4,7 +4,8 @@
     n: batch_norm(c, gamma, beta, mean, var) -> y   =>      w' = w * s,  b' = (b - mean) * s + beta
                                                             s = gamma / sqrt(var + eps), per output channel
 
-Behind anything else (or where the layer's own result is needed too) it becomes one multiplication and one addition:
+Behind anything else (or where the layer's own result is needed too) it becomes one multiplication and one
+addition:
 
     n: batch_norm(x, ...) -> y    =>    n.scale: mul(x, s) -> n.scale;  n: add(n.scale, beta - mean * s) -> y
 
@@ -48,7 +49,9 @@ def takes_scale_and_shift(scan: Scan, layer: Node) -> bool:
 
 
 def fold_into(scan: Scan, layer: Node, scale: np.ndarray, shift: np.ndarray, last: Node) -> Node:
-    """The layer with `scale * (...) + shift` (float64, per output channel) in its weights, in place of the node `last`."""
+    """The layer with `scale * (...) + shift` (float64, per output channel) in its weights, in place of
+    the node `last`.
+    """
     w = scan.params[layer.inputs[1]]
     bias_name = (*layer.inputs, "")[2]
     bias = scan.params[bias_name].astype(np.float64) if bias_name else np.zeros(len(w))

@@ -4,7 +4,8 @@
     m: mul(a, b) -> s           =>
     y: add(x, s) -> y                y: add(x, s) -> y
 
-A node that makes an output of the graph stays: outputs are made by nodes, so that every executor finds them in one way.
+A node that makes an output of the graph stays: outputs are made by nodes, so that every executor finds them
+in one way.
 """
 
 from __future__ import annotations

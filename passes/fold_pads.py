@@ -1,7 +1,7 @@
 """Lets a convolution or pooling window do its own padding.
 
     p: pad(x) {before=(0, 0, 1, 1), after=(0, 0, 1, 1)} -> p
-    c: conv2d(p, w) -> y                                         =>    c: conv2d(x, w) {pads=(1, 1, 1, 1)} -> y
+    c: conv2d(p, w) -> y                                     =>    c: conv2d(x, w) {pads=(1, 1, 1, 1)} -> y
 
 Only where it is exact:
     conv2d        the pad's value is 0 and it pads rows and columns only
@@ -35,7 +35,7 @@ def _fold(scan: Scan, node: Node) -> Node:
     if any(n for amounts in (before, after) for axis, n in enumerate(amounts) if axis not in spatial):
         return node
     extra = (*(before[a] for a in spatial), *(after[a] for a in spatial))
-    pads = tuple(a + b for a, b in zip(attr(node, "pads"), extra, strict=True))  # type: ignore[arg-type]
+    pads = tuple(a + b for a, b in zip(attr(node, "pads"), extra, strict=True))
     changes: dict[str, Any] = {"pads": pads}
     if node.op == "avg_pool2d":
         # Its own padding, unless it is counted too, would have to be told apart from this one.
@@ -43,7 +43,7 @@ def _fold(scan: Scan, node: Node) -> Node:
             value != 0
             or not _fits_window(node, pads)
             or (any(attr(node, "pads")) and not attr(node, "count_pad"))
-        ):  # type: ignore[arg-type]
+        ):
             return node
         changes["count_pad"] = True
     elif node.op == "max_pool2d":
@@ -58,7 +58,7 @@ def _fold(scan: Scan, node: Node) -> Node:
 
 
 def _amounts(pad: Node) -> tuple[Any, Any, float]:
-    return attr(pad, "before"), attr(pad, "after"), float(attr(pad, "value"))  # type: ignore[arg-type]
+    return attr(pad, "before"), attr(pad, "after"), float(attr(pad, "value"))
 
 
 def _fits_window(node: Node, pads: tuple[int, ...]) -> bool:
@@ -74,9 +74,9 @@ def _never_negative(scan: Scan, value: str) -> bool:
     if node is None:
         return False
     if node.op == "clip":
-        return float(attr(node, "lo")) >= 0  # type: ignore[arg-type]
+        return float(attr(node, "lo")) >= 0
     if node.op in ("conv2d", "linear", "add"):
-        return attr(node, "act") == "clip" and float(attr(node, "lo")) >= 0  # type: ignore[arg-type]
+        return attr(node, "act") == "clip" and float(attr(node, "lo")) >= 0
     if node.op in ("max_pool2d", "avg_pool2d", "reshape", "transpose"):
         return _never_negative(scan, node.inputs[0])
     return node.op in NEVER_NEGATIVE

@@ -43,5 +43,5 @@ def _fuse(scan: Scan, node: Node) -> Node:
 
 def _both(first: Node, second: Node) -> dict[str, float]:
     """Bounds of one clip that does what `first` and then `second` do."""
-    lo, hi = float(attr(second, "lo")), float(attr(second, "hi"))  # type: ignore[arg-type]
-    return {key: min(max(float(attr(first, key)), lo), hi) for key in ("lo", "hi")}  # type: ignore[arg-type]
+    lo, hi = float(attr(second, "lo")), float(attr(second, "hi"))
+    return {key: min(max(float(attr(first, key)), lo), hi) for key in ("lo", "hi")}

@@ -3,8 +3,9 @@
     c: conv2d(x, w, b) -> c                     c: conv2d(x, w, b, r) {act="clip", lo=0.0} -> y
     s: add(c, r) {act="clip", lo=0.0} -> y  =>
 
-Both operands must have the output's shape, the layer must end at its bias, and nothing else may read its result. If both
-operands come from such layers, the later one adds: its operand has then just left the cache of nobody.
+Both operands must have the output's shape, the layer must end at its bias, and nothing else may read its
+result. If both operands come from such layers, the later one adds: its operand has then just left the cache
+of nobody.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Moves images from channels first (NCHW) to channels last (NHWC), the layout that kernels compute in.
 
     x: float32[1, 3, 224, 224]
-    c: conv2d(x, w) -> c: [1, 8, 112, 112]              c: conv2d(x, w) {layout="NCHW:NHWC"} -> c: [1, 112, 112, 8]
-    m: mul(c, s: [8, 1, 1]) -> m                        m: mul(c, s.nhwc: [1, 1, 1, 8]) -> m
-    p: max_pool2d(m) -> p                          =>   p: max_pool2d(m) {layout="NHWC"} -> p
-    r: reduce_mean(p) {axes=(2, 3)} -> r                r: reduce_mean(p) {axes=(1, 2)} -> r
-    f: reshape(r) {shape=(1, 8)} -> y                   r.nchw: reshape(r) -> r.nchw;  f: reshape(r.nchw) -> y
+    c: conv2d(x, w) -> c: [1, 8, 112, 112]         c: conv2d(x, w) {layout="NCHW:NHWC"} -> c: [1, 112, 112, 8]
+    m: mul(c, s: [8, 1, 1]) -> m                   m: mul(c, s.nhwc: [1, 1, 1, 8]) -> m
+    p: max_pool2d(m) -> p                     =>   p: max_pool2d(m) {layout="NHWC"} -> p
+    r: reduce_mean(p) {axes=(2, 3)} -> r           r: reduce_mean(p) {axes=(1, 2)} -> r
+    f: reshape(r) {shape=(1, 8)} -> y              r.nchw: reshape(r) -> r.nchw; f: reshape(r.nchw) -> y
 
-Convolutions and pools ask for channels last; what may work in either layout follows its operands; everything else (and the
-graph's outputs) asks for the model's own layout. A value is kept in the form it was made in, and changed at most once, where the
-other form is first asked for. So transposes of the model meet those of this pass and vanish. Where moving the axes moves no
-data, the change is a reshape. A first convolution of few channels reads its graph input as it lies.
+Convolutions and pools ask for channels last; what may work in either layout follows its operands;
+everything else (and the graph's outputs) asks for the model's own layout. A value is kept in the form it
+was made in, and changed at most once, where the other form is first asked for. So transposes of the model
+meet those of this pass and vanish. Where moving the axes moves no data, the change is a reshape. A first
+convolution of few channels reads its graph input as it lies.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def move_channels_last(graph: Graph) -> Graph:
 class _Mover:
     """Walks the graph once. `nchw` and `nhwc` say under which name a value of the model exists in that form.
 
-    A value of four axes has one form or both; every other value is in `nchw` only, which then just means "as the model has it".
+    A value of four axes has one form or both; every other value is in `nchw` only, which then just means
+    "as the model has it".
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -116,13 +118,13 @@ class _Mover:
 
     def _follower(self, node: Node) -> None:
         inputs = [self._as_nhwc(v) for v in node.inputs]
-        attrs: dict[str, AttrValue] = dict(node.attrs)
+        attrs: dict[str, Any] = dict(node.attrs)
         if node.op in PER_AXIS:
             attrs = {k: _permuted(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
         elif node.op in ONE_AXIS:
-            attrs["axis"] = MOVED_AXIS[attrs["axis"]]  # type: ignore[index]
+            attrs["axis"] = MOVED_AXIS[attrs["axis"]]
         elif node.op in REDUCTIONS:
-            attrs["axes"] = tuple(sorted(MOVED_AXIS[a] for a in attrs["axes"]))  # type: ignore[union-attr]
+            attrs["axes"] = tuple(sorted(MOVED_AXIS[a] for a in attrs["axes"]))
         if len(node.type.shape) == 4:
             self._emit_nhwc(node, inputs, attrs)
         else:
@@ -132,7 +134,9 @@ class _Mover:
     # The forms of values
 
     def _emit_nhwc(self, node: Node, inputs: list[str], attrs: Mapping[str, AttrValue]) -> None:
-        """Emit a node whose result lies channels last. A graph output's own name is left for the other form."""
+        """Emit a node whose result lies channels last. A graph output's own name is left for the other
+        form.
+        """
         y = node.output
         if y not in self.graph.outputs:
             self.nhwc[y] = self.scan.emit(self.scan.make(node.name, node.op, inputs, y, attrs))

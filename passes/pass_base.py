@@ -1,7 +1,8 @@
 """What a pass is, and how a list of them is run.
 
-A pass is a function Graph -> Graph with a name. It may assume a valid graph and must leave one: `run_passes` checks after each,
-so that a mistake is reported against the pass that made it and not against the kernel that trips over it.
+A pass is a function Graph -> Graph with a name. It may assume a valid graph and must leave one:
+`run_passes` checks after each, so that a mistake is reported against the pass that made it and not against
+the kernel that trips over it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from ..compiler.verify import verify
 
 @dataclass(frozen=True)
 class Pass:
-    """A named rewriting of graphs. It keeps the graph's inputs, its output names and the names of its layers."""
+    """A named rewriting of graphs. It keeps the graph's inputs, its output names and the names of its
+    layers.
+    """
 
     name: str
     run: Callable[[Graph], Graph]
@@ -27,8 +30,8 @@ def run_passes(
 ) -> Graph:
     """Run the passes in order and verify after each. `dump(pass name, graph)` sees every result.
 
-    Raises InternalError naming the pass that failed and those that ran before it; errors of the user (BitsmithError other
-    than InternalError) pass through unchanged.
+    Raises InternalError naming the pass that failed and those that ran before it; errors of the user
+    (BitsmithError other than InternalError) pass through unchanged.
     """
     done: list[str] = []
     for each in passes:

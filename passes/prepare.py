@@ -1,7 +1,8 @@
 """The canonical form of a graph: what calibration, plans and targets work on.
 
-Afterwards: float32 still; no constant arithmetic, no batch norm; activations, residual additions and zero padding inside the
-nodes that make or read the values; images channels last (NHWC); inputs, outputs and layer names as they were.
+Afterwards: float32 still; no constant arithmetic, no batch norm; activations, residual additions and zero
+padding inside the nodes that make or read the values; images channels last (NHWC); inputs, outputs and
+layer names as they were.
 """
 
 from __future__ import annotations
@@ -45,5 +46,7 @@ PASSES = (
 
 
 def prepare(graph: Graph, dump: Callable[[str, Graph], None] | None = None) -> Graph:
-    """The canonical graph; `dump(pass name, graph)` sees it after every pass. Equal to the given one up to float32 rounding."""
+    """The canonical graph; `dump(pass name, graph)` sees it after every pass. Equal to the given one up
+    to float32 rounding.
+    """
     return run_passes(graph, PASSES, dump)

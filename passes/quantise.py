@@ -1,8 +1,8 @@
 """The numbers of 8-bit storage: scale and zero point of a value, int8 weights, int32 bias.
 
-    real = (stored - zero) * scale      values: uint8, one scale and zero point per tensor, 0 exactly representable
-    real = stored * scale[n]            weights: int8 in [-127, 127], one scale per output channel
-    real = stored * x_scale * scale[n]  bias: int32
+real = (stored - zero) * scale      values: uint8, one scale and zero point per tensor; 0 is exact
+real = stored * scale[n]            weights: int8 in [-127, 127], one scale per output channel
+real = stored * x_scale * scale[n]  bias: int32
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def qparams(low: float, high: float) -> QParams:
 
 @dataclass(frozen=True)
 class QWeights:
-    """A layer's weights: `w` int8 in the weight's shape, `scale` float64 per output channel, `bias` int32 or None."""
+    """A layer's weights: `w` int8 in the weight's shape, `scale` float64 per output channel, `bias` int32
+    or None.
+    """
 
     w: np.ndarray
     scale: np.ndarray
@@ -47,9 +49,11 @@ class QWeights:
 
 
 def quantise_weights(layer: str, w: np.ndarray, bias: np.ndarray | None, x_scale: float) -> QWeights:
-    """Symmetric int8 weights per output channel (axis 0), the scale of each channel with the least squared error.
+    """Symmetric int8 weights per output channel (axis 0), the scale of each channel with the least squared
+    error.
 
-    A channel whose bias would not fit int32 gets a larger scale. Raises ModelError when weights are not finite.
+    A channel whose bias would not fit int32 gets a larger scale. Raises ModelError when weights are not
+    finite.
     """
     if not np.isfinite(w).all() or (bias is not None and not np.isfinite(bias).all()):
         raise ModelError(f"layer {layer!r} has NaN or infinite weights")

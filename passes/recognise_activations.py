@@ -57,7 +57,9 @@ def _hard_sigmoid(scan: Scan, node: Node) -> Node | None:
 
 
 def _value_and_number(scan: Scan, node: Node) -> tuple[str, float | None]:
-    """The operand that is not a number, and the number; only a sum, product or extreme may have it on the left."""
+    """The operand that is not a number, and the number; only a sum, product or extreme may have it on the
+    left.
+    """
     a, b = node.inputs
     if node.op != "div" and scan.scalar(a) is not None:
         a, b = b, a

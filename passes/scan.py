@@ -1,17 +1,20 @@
-"""The tool that most passes are written with: one walk over the nodes, in order, with a rule that may replace each.
+"""The tool that most passes are written with: one walk over the nodes, in order, with a rule that may
+replace each.
 
     def _fuse(scan: Scan, node: Node) -> Node | None:
-        '''node itself: keep it; another node: put that in its place; None: leave it out (say by what with scan.rename)'''
+        '''node itself: keep it; another node: put that in its place; None: leave it out (say by what with
+        scan.rename)'''
 
     rewrite(graph, _fuse)
 
-A fused node stands where the last of its parts stood: whatever it reads has been made by then, and whoever reads its output comes
-later. So the order stays valid without sorting.
+A fused node stands where the last of its parts stood: whatever it reads has been made by then, and whoever
+reads its output comes later. So the order stays valid without sorting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +44,9 @@ class Scan:
         return None if name is None else self._emitted[name]
 
     def sole_producer(self, value: str) -> Node | None:
-        """The emitted node that makes `value`, if the value is read exactly once and is no output of the graph."""
+        """The emitted node that makes `value`, if the value is read exactly once and is no output of the
+        graph.
+        """
         if self._reads.get(value) != 1 or value in self.graph.outputs:
             return None
         return self.producer(value)
@@ -123,7 +128,9 @@ Rule = Callable[[Scan, Node], Node | None]
 
 
 def rewrite(graph: Graph, rule: Rule) -> Graph:
-    """Apply the rule to every node in order; parameters that nothing reads any more stay until dead code is removed."""
+    """Apply the rule to every node in order; parameters that nothing reads any more stay until dead code
+    is removed.
+    """
     scan = Scan(graph)
     for node in graph.nodes:
         result = rule(scan, scan.resolve(node))
@@ -146,11 +153,9 @@ def slim(op: str, attrs: Mapping[str, AttrValue]) -> dict[str, AttrValue]:
     return {k: v for k, v in attrs.items() if v != defaults[k]}
 
 
-def attr(node: Node, key: str) -> AttrValue:
+def attr(node: Node, key: str) -> Any:
     """An attribute of a node, its default when not set."""
-    value = node.attrs.get(key, OPS[node.op].attrs[key])
-    assert value is not None, f"{node.op} {node.name} lacks {key}"
-    return value
+    return node.attrs.get(key, OPS[node.op].attrs[key])
 
 
 def is_plain(node: Node) -> bool:

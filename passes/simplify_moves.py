@@ -4,7 +4,8 @@ a: reshape(x) -> a; b: reshape(a) -> y              =>    b: reshape(x) -> y
 a: transpose(x) {p} -> a; b: transpose(a) {q} -> y  =>    b: transpose(x) {perm=q after p} -> y
 r: reduce_mean(x) {axes, keepdims} -> r
    b: reshape(r) {r without those axes} -> y        =>    r: reduce_mean(x) {axes, keepdims=False} -> y
-reshape to the same shape, transpose that keeps the order, pad by nothing, slice of everything, concat of one value,
+reshape to the same shape, transpose that keeps the order, pad by nothing, slice of everything, concat of
+one value,
    clip without bounds                              =>    (gone)
 """
 
@@ -42,7 +43,7 @@ def _after_reshape(scan: Scan, node: Node) -> Node:
         return replace(node, inputs=before.inputs)
     if before.op in REDUCTIONS and attr(before, "keepdims") and scan.sole_producer(node.inputs[0]):
         shape = scan.types[before.inputs[0]].shape
-        if node.type.shape == reduced_shape(shape, attr(before, "axes"), False):  # type: ignore[arg-type]
+        if node.type.shape == reduced_shape(shape, attr(before, "axes"), False):
             scan.drop(before)
             attrs = slim(before.op, {**before.attrs, "keepdims": False})
             return replace(before, outputs=node.outputs, types=node.types, attrs=attrs)
@@ -76,7 +77,9 @@ def _moves_nothing(scan: Scan, node: Node) -> bool:
 
 
 def _remove(scan: Scan, node: Node) -> Node | None:
-    """Later nodes read the operand. A graph output keeps its name: the operand's producer takes it over, if it can."""
+    """Later nodes read the operand. A graph output keeps its name: the operand's producer takes it over,
+    if it can.
+    """
     source = node.inputs[0]
     if node.output not in scan.graph.outputs:
         scan.rename(node.output, source)

@@ -1,9 +1,10 @@
 """Decides which values of a planned graph are stored in uint8, and with which scale and zero point.
 
-A value is stored in uint8 if a layer that the plan makes int8 reads it as x, everyone else who reads it can read uint8 (a layer's
-residual operand, add, reduce_mean), and its producer can write uint8 (any layer, add). Operators that only move numbers or pick
-one of them (max_pool2d, reshape, transpose, concat) tie their operands and result together: all are stored alike, or none.
-Everything else stays float32, as do the graph's inputs and outputs; int8 layers then read a converted copy.
+A value is stored in uint8 if a layer that the plan makes int8 reads it as x, everyone else who reads it can
+read uint8 (a layer's residual operand, add, reduce_mean), and its producer can write uint8 (any layer,
+add). Operators that only move numbers or pick one of them (max_pool2d, reshape, transpose, concat) tie
+their operands and result together: all are stored alike, or none. Everything else stays float32, as do the
+graph's inputs and outputs; int8 layers then read a converted copy.
 """
 
 from __future__ import annotations
