@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from bitsmith.compiler.measure import Quality, quality
 from peer_env import HERE, PEERS, QUIET, requirements
 from peer_model import Subject
 from peer_stats import Spread, paired_ratio
-from peer_turns import PeerError, Worker, interleave
+from peer_turns import PeerError, Worker, busy_cpu_s, interleave
 
 ENTRIES = (
     ("bitsmith", "float32"),
@@ -71,6 +72,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """`others_cores`: how many processors, on average, other processes kept busy during the turns."""
+
+    rows: Sequence[Row]
+    others_cores: float
+
+
+@dataclass(frozen=True)
 class Bench:
     """What is the same for all models. `pythons`: engine -> interpreter, or the reason why there is none."""
 
@@ -87,7 +96,7 @@ class Bench:
         return found
 
 
-def bench(run: Bench, subject: Subject, folder: Path, artifacts: Mapping[str, Path]) -> list[Row]:
+def bench(run: Bench, subject: Subject, folder: Path, artifacts: Mapping[str, Path]) -> Measured:
     """All rows of one model; a row that could not be measured says why. Scratch files go to `folder`.
 
     `artifacts` (name -> path) stand in for what would be compiled here.
@@ -205,7 +214,7 @@ def fastest(
 
 def measure(
     run: Bench, subject: Subject, folder: Path, entries: Sequence[Entry], reference: Path | None
-) -> list[Row]:
+) -> Measured:
     """Times every entry at every thread count, all in turns; quality once for each entry."""
     keys = [(entry, threads) for threads in run.threads for entry in entries]
     with ExitStack() as stack:
@@ -218,11 +227,14 @@ def measure(
                 workers[entry, threads] = stack.enter_context(worker)
             except PeerError as error:
                 failed[entry, threads] = str(error)
+        start_s, others_s = time.perf_counter(), busy_cpu_s() - _own_cpu_s(workers.values())
         rounds, idle, broke = interleave(
             workers,
             rounds=run.rounds,
             on_round=lambda done: run.say(f"{subject.name}: round {done} of {run.rounds}"),
         )
+        others_s = busy_cpu_s() - _own_cpu_s(workers.values()) - others_s
+        others_cores = others_s / (time.perf_counter() - start_s)
         failed.update(broke)
         judgement: dict[Entry, Quality | None] = {}
         for entry, threads in rounds:
@@ -233,7 +245,7 @@ def measure(
                 except PeerError as error:
                     judgement[entry], failed[entry, threads] = None, str(error)
         facts = {key: worker.ready for key, worker in workers.items()}
-    return [
+    rows = [
         Row(
             entry=key[0],
             threads=key[1],
@@ -245,6 +257,7 @@ def measure(
         )
         for key in keys
     ]
+    return Measured(rows, max(0.0, others_cores))
 
 
 def judged(worker: Worker, subject: Subject, folder: Path, reference: Path | None) -> Quality | None:
@@ -258,6 +271,10 @@ def judged(worker: Worker, subject: Subject, folder: Path, reference: Path | Non
             return quality([dict(exact)], [dict(found)], subject.labels)
     except ValueError as error:
         raise PeerError(f"its outputs do not compare: {error}") from error
+
+
+def _own_cpu_s(workers: Iterable[Worker]) -> float:
+    return time.process_time() + sum(worker.cpu_s() for worker in workers)
 
 
 def _env(engine: str) -> dict[str, str]:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from peer_bench import Row
+from peer_bench import Measured, Row
 from peer_model import Subject
 from peer_stats import Spread, paired_ratio
 from rich.table import Table
 
 OURS = "bitsmith"
 OUR_PRECISIONS = ("float32", "int8")
+BUSY_CORES = 0.1  # an idle system stays below this
 NUMBERS = ("thr", "MB", "ms", "quartiles", "÷f32", "÷int8", "agree", "dB", "top-1")
 
 
@@ -76,24 +77,30 @@ def verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def sentences(rows: Sequence[Row]) -> list[str]:
-    """The verdicts in words, then the reason of each failure, once."""
+def sentences(measured: Measured) -> list[str]:
+    """The verdicts in words, the reason of each failure, once, and what else may have disturbed the times."""
+    rows = measured.rows
     lines = [
         f"threads {v['threads']}, {v['precision']}: {OURS} takes {v['ratio']:.2f}"
         f" ({v['low']:.2f}–{v['high']:.2f}) of {v['peer']}'s time"
         for v in verdicts(rows)
     ]
     reasons = {(row.entry.engine, row.entry.precision, row.failed): None for row in rows if row.failed}
-    return lines + [f"{engine} {precision} failed: {reason}" for engine, precision, reason in reasons]
+    lines += [f"{engine} {precision} failed: {reason}" for engine, precision, reason in reasons]
+    if measured.others_cores > BUSY_CORES:
+        lines.append(f"other processes kept {measured.others_cores:.1f} cores busy: the times are too long")
+    return lines
 
 
-def to_json(subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
+def to_json(subject: Subject, measured: Measured) -> dict[str, Any]:
     """All that was measured, every round included. Seconds and bytes."""
+    rows = measured.rows
     return {
         "model": subject.name,
         "data": subject.data,
         "rows": [_row_json(row, rows) for row in rows],
         "verdicts": verdicts(rows),
+        "others_cores": measured.others_cores,
     }
 
 

@@ -1,6 +1,7 @@
 """Workers (peer_worker.py) as their driver sees them, and the order in which they take turns."""
 
 import json
+import os
 import select
 import statistics
 import subprocess
@@ -62,15 +63,23 @@ class Worker:
         ONNX Runtime's pool spins for about 55 ms after a run: that would be stolen from whoever has the next
         turn, and to forbid the spinning would slow its own runs.
         """
-        start = before = self._cpu_s()
+        start = before = self.cpu_s()
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             time.sleep(0.004)
-            now = self._cpu_s()
+            now = self.cpu_s()
             if now - before < 0.0002:
                 break
             before = now
-        return self._cpu_s() - start
+        return self.cpu_s() - start
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all its threads so far; 0 when it has ended: the next request to it says why."""
+        # Linux gives each process's CPU clock this id (clock_getcpuclockid(3)): nanoseconds.
+        try:
+            return time.clock_gettime((~self._process.pid << 3) | 2)
+        except OSError:
+            return 0.0
 
     def close(self) -> None:
         """Ends the process: by its own will if it is listening, else by force. Safe to call again."""
@@ -121,13 +130,6 @@ class Worker:
         said = [line.strip() for line in lines if line.strip()]
         return said[-1] if said else f"ended without a message, exit status {self._process.wait()}"
 
-    def _cpu_s(self) -> float:
-        # Linux gives each process's CPU clock this id (clock_getcpuclockid(3)): nanoseconds, all its threads.
-        try:
-            return time.clock_gettime((~self._process.pid << 3) | 2)
-        except OSError:
-            return 0.0  # It has ended; the next request to it says why.
-
 
 class Turn(Protocol):
     """What `interleave` needs of a worker."""
@@ -135,6 +137,13 @@ class Turn(Protocol):
     def run(self, count: int) -> list[float]: ...
 
     def settle(self) -> float: ...
+
+
+def busy_cpu_s() -> float:
+    """CPU seconds since the start that the machine's processors were busy, or its host kept for itself."""
+    # proc_stat(5): user nice system idle iowait irq softirq steal.
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 Key = TypeVar("Key", bound=Hashable)

@@ -125,11 +125,11 @@ def compare(
         all_subjects = subjects(chosen, Path(scratch))
         run = Bench(pythons(chosen.peers, chosen.env, say), chosen.env, chosen.threads, chosen.rounds, say)
         for i, one in enumerate(all_subjects):
-            rows = bench(run, one, Path(scratch) / str(i), ours)
-            show(table(one, rows))
-            for sentence in sentences(rows):
+            measured = bench(run, one, Path(scratch) / str(i), ours)
+            show(table(one, measured.rows))
+            for sentence in sentences(measured):
                 show(sentence)
-            results.append(to_json(one, rows))
+            results.append(to_json(one, measured))
     load = {"before": before, "after": os.getloadavg()}
     return {"machine": this_machine().to_json(), "load_average": load, "models": results}
 

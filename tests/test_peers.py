@@ -186,7 +186,7 @@ def test_a_driver_that_is_stopped_leaves_no_worker(command, tmp_path, kind, busy
 def test_settling_waits_for_the_spinning_to_end(dummy, monkeypatch):
     worker = dummy("works")
     clock = iter([1.0, 1.004, 1.008, 1.009, 1.00905, 1.00905, 2.0])
-    monkeypatch.setattr(worker, "_cpu_s", lambda: next(clock))
+    monkeypatch.setattr(worker, "cpu_s", lambda: next(clock))
     assert worker.settle() == pytest.approx(0.00905)
     assert next(clock) == 2.0
 
@@ -434,12 +434,11 @@ def measured(tmp_path_factory):
         "openvino": turns.PeerError("pip could not install it: no wheel"),
     }
     run = bench.Bench(interpreters, folder / "cache", (1,), 2, lambda text: None)
-    rows = bench.bench(run, subject, folder, {"float32": folder / "given.bitsmith"})
-    return run, subject, folder, rows
+    return run, subject, folder, bench.bench(run, subject, folder, {"float32": folder / "given.bitsmith"})
 
 
 def test_a_peer_is_prepared_timed_and_judged(measured):
-    _, _, _, rows = measured
+    rows = measured[3].rows
     by_name = {(row.entry.engine, row.entry.precision): row for row in rows}
     exact, int8 = by_name["onnxruntime", "float32"], by_name["onnxruntime", "int8"]
     assert not exact.failed and not int8.failed
@@ -451,7 +450,8 @@ def test_a_peer_is_prepared_timed_and_judged(measured):
 
 
 def test_failures_stay_in_their_rows_with_their_reasons(measured):
-    _, subject, _, rows = measured
+    _, subject, _, found = measured
+    rows = found.rows
     failed = {(row.entry.engine, row.entry.precision): row.failed for row in rows if row.failed}
     assert {pair for pair in failed if pair[0] == "openvino"} == {
         ("openvino", precision) for precision in ("float32", "default", "int8")
@@ -460,9 +460,9 @@ def test_failures_stay_in_their_rows_with_their_reasons(measured):
     # A directory that is no artifact: what bitsmith.open says of it.
     assert "manifest" in failed["bitsmith", "float32"]
     assert any(
-        line == "openvino int8 failed: pip could not install it: no wheel" for line in table.sentences(rows)
+        line == "openvino int8 failed: pip could not install it: no wheel" for line in table.sentences(found)
     )
-    result = {"models": [table.to_json(subject, rows)]}
+    result = {"models": [table.to_json(subject, found)]}
     assert peers.ours_failed(json.loads(json.dumps(result)))
     assert next(row for row in rows if row.entry.engine == "bitsmith").entry.size_bytes == 1000
 
@@ -476,6 +476,20 @@ def test_what_was_prepared_is_kept_by_content(measured):
     assert not list((folder / "cache").rglob("*.part"))
     np.save(subject.calibration[0], np.load(subject.evaluation[0]))
     assert bench.prepare(run, subject, folder, "onnxruntime", "float32")[0].path not in before
+
+
+def test_a_busy_machine_is_told():
+    assert table.sentences(bench.Measured([], 0.0)) == []
+    (line,) = table.sentences(bench.Measured([], 1.25))
+    assert "other processes kept 1.2 cores busy" in line
+
+
+def test_busy_seconds_include_our_own():
+    before, own = turns.busy_cpu_s(), time.process_time()
+    while time.process_time() < own + 0.2:
+        pass
+    # The machine counts in ticks of 10 ms.
+    assert turns.busy_cpu_s() - before > 0.15
 
 
 def row(engine, precision, threads, seconds):
