@@ -17,22 +17,30 @@ import numpy as np
 
 from .errors import InputError
 from .histogram import Histogram, least_squares, minmax, percentile
-from .ir import Graph
-from .plan import Calibration
+from .ir import Graph, Node
+from .plan import Calibration, layers_of
 from .reference import run_reference
 from .samples import Samples, iterate
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """The chosen range of each value, by name: (low, high) as real numbers, and how they were chosen."""
+    """What a plan needs to know of a network's values.
+
+    values        value name -> (low, high), the chosen range in real numbers
+    means         layer name -> mean of each channel of the layer's input, over samples and positions
+    calibration   how the ranges were chosen
+    samples       from how many runs
+    """
 
     values: Mapping[str, tuple[float, float]]
+    means: Mapping[str, tuple[float, ...]]
     calibration: Calibration
     samples: int
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+        object.__setattr__(self, "means", MappingProxyType(dict(self.means)))
 
     def __getitem__(self, value: str) -> tuple[float, float]:
         """Raises InputError when calibration did not see the value."""
@@ -46,6 +54,7 @@ class Ranges:
             "percentile": self.calibration.percentile,
             "samples": self.samples,
             "values": {value: list(pair) for value, pair in self.values.items()},
+            "means": {layer: list(means) for layer, means in self.means.items()},
         }
 
     @staticmethod
@@ -53,7 +62,9 @@ class Ranges:
         """What `to_json` gave. Raises InputError when it is something else."""
         try:
             values = {str(value): (float(low), float(high)) for value, (low, high) in data["values"].items()}
-            ranges = Ranges(values, Calibration(data["method"], data["percentile"]), int(data["samples"]))
+            means = {str(layer): tuple(map(float, row)) for layer, row in data["means"].items()}
+            options = Calibration(data["method"], data["percentile"])
+            ranges = Ranges(values, means, options, int(data["samples"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"these are no calibration ranges: {error}") from None
         wrong = [
@@ -86,9 +97,10 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Observations:
-    """What the samples showed: a histogram for each value. Ranges by any method can be chosen from it."""
+    """What the samples showed: a histogram per value and `Ranges.means`. Any method can choose from it."""
 
     histograms: Mapping[str, Histogram]
+    means: Mapping[str, tuple[float, ...]]
     samples: int
 
 
@@ -97,35 +109,67 @@ def observe(
 ) -> Observations:
     """The slow part of `calibrate`: runs the graph. Same arguments and errors."""
     runs = iterate(graph, samples)
-    histograms = {value: Histogram() for value in _floats(graph)}
+    observer = _Observer(graph)
     for done, inputs in enumerate(runs):
-
-        def see(value: str, array: np.ndarray, sample: int = done) -> None:
-            if value not in histograms:
-                return
-            try:
-                histograms[value].add(array)
-            except FloatingPointError:
-                raise InputError(
-                    f"sample {sample}: value {value!r} becomes NaN or infinite in float32; "
-                    f"check the model's weights and how the sample is scaled"
-                ) from None
-
-        run_reference(graph, inputs, see)
+        try:
+            run_reference(graph, inputs, observer.see)
+        except _NotFinite as error:
+            raise InputError(
+                f"sample {done}: value {error} becomes NaN or infinite in float32; "
+                f"check the model's weights and how the sample is scaled"
+            ) from None
         if progress:
             progress(done + 1, len(runs))
-    return Observations(histograms, len(runs))
+    return Observations(observer.histograms, observer.means(len(runs)), len(runs))
+
+
+class _NotFinite(ArithmeticError):
+    """A value, by name, that is not finite."""
+
+
+class _Observer:
+    """Sees every value of every run."""
+
+    def __init__(self, graph: Graph) -> None:
+        kinds = [*graph.inputs, *((node.output, node.type) for node in graph.nodes)]
+        self.histograms = {v: Histogram() for v, kind in kinds if kind.dtype == "float32" and kind.size}
+        self._layers: dict[str, list[tuple[str, int]]] = {}
+        self._totals: dict[str, np.ndarray] = {}
+        for layer in layers_of(graph):
+            x = layer.inputs[0]
+            if x in self.histograms:
+                self._layers.setdefault(x, []).append((layer.name, _channel_axis(layer)))
+                self._totals[layer.name] = np.zeros(graph.type_of(x).shape[_channel_axis(layer)])
+
+    def see(self, value: str, array: np.ndarray) -> None:
+        if value not in self.histograms:
+            return
+        try:
+            self.histograms[value].add(array)
+        except FloatingPointError:
+            raise _NotFinite(repr(value)) from None
+        means: dict[int, np.ndarray] = {}
+        for layer, axis in self._layers.get(value, ()):
+            if axis not in means:
+                others = tuple(a for a in range(array.ndim) if a != axis % array.ndim)
+                means[axis] = array.mean(others, dtype=np.float64)
+            self._totals[layer] += means[axis]
+
+    def means(self, runs: int) -> dict[str, tuple[float, ...]]:
+        return {layer: tuple((total / runs).tolist()) for layer, total in self._totals.items()}
+
+
+def _channel_axis(layer: Node) -> int:
+    """The axis of a layer's input that its weights mix (or, depthwise, go along)."""
+    first = layer.op == "conv2d" and str(layer.attrs.get("layout", "NCHW")).startswith("NCHW")
+    return 1 if first else -1
 
 
 def choose_ranges(seen: Observations, *, method: str = "mse", percentile: float = 99.99) -> Ranges:
     """The fast part of `calibrate`."""
     options = Calibration(method, percentile)
-    return Ranges({v: _choose(h, options) for v, h in seen.histograms.items()}, options, seen.samples)
-
-
-def _floats(graph: Graph) -> list[str]:
-    values = [name for name, kind in graph.inputs if kind.dtype == "float32" and kind.size]
-    return values + [n.output for n in graph.nodes if n.type.dtype == "float32" and n.type.size]
+    values = {value: _choose(histogram, options) for value, histogram in seen.histograms.items()}
+    return Ranges(values, seen.means, options, seen.samples)
 
 
 def _choose(histogram: Histogram, options: Calibration) -> tuple[float, float]:

@@ -92,7 +92,8 @@ class _Planner:
         value, weight, bias, residual = (*node.inputs, "", "")[:4]
         x = self._read(value)
         params = self.scan.params
-        w = quantise_weights(node.name, params[weight], params[bias] if bias else None, x[1].scale)
+        means = self.ranges.means.get(node.name)
+        w = quantise_weights(node.name, params[weight], params[bias] if bias else None, x[1].scale, means)
         folded = node.output in self.stored and attr(node, "act") in ("none", "clip")
         factor = self.stored[node.output].inverse if folded else 1.0
         scale = (w.scale * (x[1].scale * factor)).astype(np.float32)

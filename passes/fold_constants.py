@@ -21,7 +21,7 @@ def fold_constants(graph: Graph) -> Graph:
 
 def _fold(scan: Scan, node: Node) -> Node | None:
     constant = all(not v or v in scan.params for v in node.inputs)
-    if not constant or scan.graph.outputs and set(node.outputs) & set(scan.graph.outputs):
+    if not constant or node.output in scan.graph.outputs:
         return node
     current = scan.graph.with_nodes((), params=scan.params)
     scan.params[node.output] = run_node(current, node, {}).numpy()

@@ -80,8 +80,8 @@ class _Mover:
         if self._is_stem(node):
             layout, source = "NCHW:NHWC", self.nchw[x]
         # Weights keep their own axis order, computed ones too; the residual lies as the output does.
-        rest = [v and (self._as_nhwc(v) if i == 3 else self._as_nchw(v)) for i, v in enumerate(node.inputs)][
-            1:
+        rest = [
+            v and (self._as_nhwc(v) if i == 3 else self._as_nchw(v)) for i, v in enumerate(node.inputs) if i
         ]
         inputs = [source or self._as_nhwc(x), *rest]
         self._emit_nhwc(node, inputs, {**node.attrs, "layout": layout})

@@ -1,11 +1,11 @@
-"""The tool that most passes are written with: one walk over the nodes, in order, with a rule that may
-replace each.
+"""The tool that most passes are written with: one walk over the nodes, with a rule that may replace each.
 
-    def _fuse(scan: Scan, node: Node) -> Node | None:
-        '''node itself: keep it; another node: put that in its place; None: leave it out (say by what with
-        scan.rename)'''
+    def _fuse(scan: Scan, node: Node) -> Node | None: ...
 
     rewrite(graph, _fuse)
+
+The rule returns the node itself to keep it, another node to put in its place (and to be shown next), or None
+to leave it out, after telling scan.rename what to read instead.
 
 A fused node stands where the last of its parts stood: whatever it reads has been made by then, and whoever
 reads its output comes later. So the order stays valid without sorting.
@@ -13,6 +13,7 @@ reads its output comes later. So the order stays valid without sorting.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -33,10 +34,8 @@ class Scan:
         self._producers: dict[str, str] = {}
         self._renamed: dict[str, str] = {}
         self._node_names = {node.name for node in graph.nodes}
-        self._reads: dict[str, int] = {}
-        for node in graph.nodes:
-            for value in node.inputs:
-                self._reads[value] = self._reads.get(value, 0) + 1
+        # How often a value is read by what has been emitted and what the rule has yet to see.
+        self._reads = Counter(value for node in graph.nodes for value in node.inputs)
 
     def producer(self, value: str) -> Node | None:
         """The emitted node that makes `value`; None for a graph input or a parameter."""
@@ -44,10 +43,11 @@ class Scan:
         return None if name is None else self._emitted[name]
 
     def sole_producer(self, value: str) -> Node | None:
-        """The emitted node that makes `value`, if the value is read exactly once and is no output of the
-        graph.
+        """The emitted node that makes `value`, if only the node that the rule looks at reads it.
+
+        It must do so once, and the value must be no output of the graph.
         """
-        if self._reads.get(value) != 1 or value in self.graph.outputs:
+        if self._reads[value] != 1 or value in self.graph.outputs:
             return None
         return self.producer(value)
 
@@ -59,6 +59,7 @@ class Scan:
     def emit(self, node: Node) -> str:
         """Append a node; gives the name of its output."""
         self._emitted[node.name] = node
+        self._reads.update(node.inputs)
         self._node_names.add(node.name)
         for value, kind in zip(node.outputs, node.types, strict=True):
             self._producers[value] = node.name
@@ -68,14 +69,20 @@ class Scan:
     def drop(self, node: Node) -> None:
         """Take back an emitted node, whose work another node now does."""
         del self._emitted[node.name]
+        self._reads.subtract(node.inputs)
         for value in node.outputs:
             del self._producers[value]
+
+    def replace_pending(self, node: Node, result: Node | None) -> None:
+        """Count what the result reads in place of the node; a result that is the node is emitted next."""
+        self._reads.subtract(node.inputs)
+        if result is not None and result is not node:
+            self._reads.update(result.inputs)
 
     def rename(self, old: str, new: str) -> None:
         """Later nodes that read `old` read `new` instead. `old` must be no output of the graph."""
         self._renamed[old] = new
-        # Whoever read either of the two now reads the one value: it may no longer count as read once.
-        self._reads[new] = self._reads.get(new, 0) + self._reads.get(old, 0)
+        self._reads[new] += self._reads.pop(old, 0)
 
     def resolve(self, node: Node) -> Node:
         """The node with renamed inputs."""
@@ -128,14 +135,20 @@ Rule = Callable[[Scan, Node], Node | None]
 
 
 def rewrite(graph: Graph, rule: Rule) -> Graph:
-    """Apply the rule to every node in order; parameters that nothing reads any more stay until dead code
-    is removed.
+    """Apply the rule to every node in order, and to its own result until it returns what it was given.
+
+    Parameters that nothing reads any more stay until dead code is removed.
     """
     scan = Scan(graph)
     for node in graph.nodes:
-        result = rule(scan, scan.resolve(node))
-        if result is not None:
-            scan.emit(result)
+        current: Node | None = scan.resolve(node)
+        while current is not None:
+            result = rule(scan, current)
+            scan.replace_pending(current, result)
+            if result is current:
+                scan.emit(current)
+                break
+            current = result
     return scan.finish()
 
 

@@ -16,23 +16,21 @@ from typing import Any
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.pool import reduced_shape
+from .dead_code import remove_dead_code
 from .scan import Scan, attr, rewrite, slim
 
 REDUCTIONS = ("reduce_mean", "reduce_sum", "reduce_max")
 
 
 def simplify_moves(graph: Graph) -> Graph:
-    return rewrite(graph, _simplify)
+    # What the first step no longer needs must be gone before the second asks who reads a value.
+    return rewrite(remove_dead_code(rewrite(graph, _merge)), _remove)
 
 
-def _simplify(scan: Scan, node: Node) -> Node | None:
+def _merge(scan: Scan, node: Node) -> Node:
     if node.op == "reshape":
-        node = _after_reshape(scan, node)
-    elif node.op == "transpose":
-        node = _after_transpose(scan, node)
-    if not _moves_nothing(scan, node):
-        return node
-    return _remove(scan, node)
+        return _after_reshape(scan, node)
+    return _after_transpose(scan, node) if node.op == "transpose" else node
 
 
 def _after_reshape(scan: Scan, node: Node) -> Node:
@@ -40,6 +38,8 @@ def _after_reshape(scan: Scan, node: Node) -> Node:
     if before is None:
         return node
     if before.op == "reshape":
+        if scan.sole_producer(node.inputs[0]):
+            scan.drop(before)
         return replace(node, inputs=before.inputs)
     if before.op in REDUCTIONS and attr(before, "keepdims") and scan.sole_producer(node.inputs[0]):
         shape = scan.types[before.inputs[0]].shape
@@ -80,6 +80,8 @@ def _remove(scan: Scan, node: Node) -> Node | None:
     """Later nodes read the operand. A graph output keeps its name: the operand's producer takes it over,
     if it can.
     """
+    if not _moves_nothing(scan, node):
+        return node
     source = node.inputs[0]
     if node.output not in scan.graph.outputs:
         scan.rename(node.output, source)
