@@ -6,8 +6,18 @@ native.py      the C ABI (targets/runtime/bitsmith.h) through ctypes
 artifact.py    Artifact and open
 """
 
-from .artifact import Artifact, StepTime, open
+from .artifact import Artifact, StepTime, open, read_manifest
 from .manifest import ArraySpec, FileRecord, Manifest
-from .store import write_artifact
+from .store import check_replaceable, write_artifact
 
-__all__ = ["ArraySpec", "Artifact", "FileRecord", "Manifest", "StepTime", "open", "write_artifact"]
+__all__ = [
+    "ArraySpec",
+    "Artifact",
+    "FileRecord",
+    "Manifest",
+    "StepTime",
+    "check_replaceable",
+    "open",
+    "read_manifest",
+    "write_artifact",
+]

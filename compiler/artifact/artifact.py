@@ -36,7 +36,7 @@ def open(path: str | os.PathLike[str], *, temporary: bool = False) -> Artifact:
     directory is deleted when the artifact is closed or collected. Raises ArtifactError.
     """
     place = Path(os.path.abspath(path))
-    manifest = _read_manifest(place)
+    manifest = read_manifest(place)
     _check_files(place, manifest)
     native = Native(place, manifest.target)
     if native.description != (manifest.inputs, manifest.outputs, manifest.arena_bytes):
@@ -186,7 +186,8 @@ def _fit(spec: ArraySpec, value: Any) -> np.ndarray:
     return fitting if fitting.__array_interface__["data"][0] % ALIGNMENT == 0 else fitting.copy()
 
 
-def _read_manifest(place: Path) -> Manifest:
+def read_manifest(place: Path) -> Manifest:
+    """The manifest of the artifact at `place`, whatever machine it is for. Raises ArtifactError."""
     if not place.is_dir():
         what = "is a file" if place.exists() else "does not exist"
         raise ArtifactError(f"{place} {what}: an artifact is the directory that `bitsmith compile` writes")

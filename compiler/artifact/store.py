@@ -68,7 +68,7 @@ def _staged(directory: Path) -> Iterator[Path]:
     place = Path(os.path.realpath(directory))
     stage = place.with_name(f".bitsmith-{os.urandom(8).hex()}.tmp")
     try:
-        _check_replaceable(place)
+        check_replaceable(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         stage.mkdir()
         yield stage
@@ -84,7 +84,8 @@ def _staged(directory: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _check_replaceable(place: Path) -> None:
+def check_replaceable(place: Path) -> None:
+    """Raises OutputError when something other than an artifact or an empty directory is at `place`."""
     if not os.path.lexists(place):
         return
     if not place.is_dir():

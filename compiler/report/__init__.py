@@ -1,1 +1,10 @@
-"""The ledger as one self-contained HTML page."""
+"""The result of a search as one self-contained HTML page.
+
+page.py      the page, from page.html, page.css and page.js
+tables.py    its tables
+picture.py   the front as inline SVG
+"""
+
+from .page import render, write_page
+
+__all__ = ["render", "write_page"]

@@ -1,0 +1,27 @@
+"""Example commands that each verb's --help ends with."""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "inspect": (
+        "bitsmith inspect model.onnx --shape batch=1",
+        "bitsmith inspect model.bitsmith --json",
+    ),
+    "compile": (
+        "bitsmith compile model.onnx -o float.bitsmith",
+        "bitsmith compile model.onnx -o small.bitsmith --uniform int8 --calibration samples.npy",
+        "bitsmith compile model.onnx -o best.bitsmith --plan plan.json --calibration samples.npy",
+    ),
+    "search": (
+        "bitsmith search model.onnx -o found --calibration samples.npy --constraint 'agreement>=0.98'",
+        "bitsmith search model.onnx -o found -c samples.npy -e others.npy --constraint 'latency<=3ms'",
+    ),
+    "run": (
+        "bitsmith run model.bitsmith --input image=picture.npy -o outputs.npz",
+        "bitsmith run model.bitsmith --random --json",
+    ),
+    "bench": (
+        "bitsmith bench best.bitsmith --against onnxruntime --model model.onnx --threads 1,2",
+        "bitsmith bench best.bitsmith --against float.bitsmith --profile",
+    ),
+    "report": ("bitsmith report found -o page.html",),
+    "targets": ("bitsmith targets --json",),
+}

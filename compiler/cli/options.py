@@ -1,0 +1,131 @@
+"""Arguments and options of the verbs, as typer reads them from annotations."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+ABOUT_DATA = (
+    "FILE.npy of n samples, FILE.npz of such arrays by input name, or a directory with one file per sample"
+)
+QUALITIES = "agreement, kl, sqnr, accuracy, accuracy_drop"
+
+
+class Uniform(StrEnum):
+    """One choice for all layers."""
+
+    INT8 = "int8"
+    FLOAT32 = "float32"
+
+
+# what to work on
+Model = Annotated[Path, Argument(metavar="MODEL", help="The network: an .onnx file.", show_default=False)]
+Subject = Annotated[Path, Argument(metavar="MODEL|ARTIFACT", show_default=False)]
+ArtifactDir = Annotated[
+    Path, Argument(metavar="ARTIFACT", help="A directory that `bitsmith compile` wrote.", show_default=False)
+]
+Artifacts = Annotated[list[Path], Argument(metavar="ARTIFACT...", show_default=False)]
+Result = Annotated[
+    Path, Argument(metavar="RESULT", help="A search's directory, or its search.json.", show_default=False)
+]
+
+# what to write
+ArtifactOut = Annotated[
+    Path,
+    Option(
+        "--out", "-o", metavar="DIR", help="Directory to write; replaces an artifact.", show_default=False
+    ),
+]
+SearchOut = Annotated[
+    Path, Option("--out", "-o", metavar="DIR", help="Where study and results go.", show_default=False)
+]
+ArraysOut = Annotated[
+    Path | None, Option("--out", "-o", metavar="FILE", help="Write the outputs to this .npz.")
+]
+PageOut = Annotated[Path, Option("--out", "-o", metavar="FILE", help="The page to write.")]
+
+# how to read the model and the data
+Target = Annotated[
+    str, Option("--target", "-t", help="What to compile for: `bitsmith targets` lists the names.")
+]
+Shapes = Annotated[
+    list[str] | None,
+    Option(
+        "--shape",
+        metavar="NAME=SIZES",
+        help="Fix an input (image=1x3x224x224) or a named dimension (batch=1). Repeatable.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    Option("--calibration", "-c", metavar="DATA", help=f"Sample inputs, for int8's ranges: {ABOUT_DATA}."),
+]
+SearchCalibration = Annotated[
+    Path,
+    Option("--calibration", "-c", metavar="DATA", help=f"Sample inputs: {ABOUT_DATA}.", show_default=False),
+]
+Evaluate = Annotated[
+    Path | None,
+    Option("--evaluate", "-e", metavar="DATA", help="Samples to judge on; else a part of the calibration."),
+]
+Labels = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="Classes of the samples judged on: .npy, or one number per line."),
+]
+
+# compile
+PlanFile = Annotated[
+    Path | None,
+    Option("--plan", "-p", metavar="FILE", help="Plan: what each layer becomes; float32 without one."),
+]
+UniformChoice = Annotated[Uniform | None, Option(help="Instead of a plan: the same for every layer.")]
+
+# search
+Bounds = Annotated[
+    list[str] | None,
+    Option(
+        "--constraint",
+        metavar="BOUND",
+        help=f"agreement>=0.98, latency<=3ms, size<=0.3x (of float)... Repeatable. Qualities: {QUALITIES}.",
+    ),
+]
+Objectives = Annotated[
+    list[str] | None,
+    Option("--objective", metavar="NAME", help="quality, latency or size; all three by default. Repeatable."),
+]
+Trials = Annotated[int, Option(min=0, help="Plans to measure beside the two uniform ones.")]
+Timeout = Annotated[float | None, Option(min=0, help="Seconds after which no further trial starts.")]
+Study = Annotated[
+    str | None, Option(metavar="URL", help="Optuna storage; by default an SQLite file in the directory.")
+]
+
+# run and bench
+Inputs = Annotated[
+    list[str] | None,
+    Option("--input", "-i", metavar="NAME=FILE", help="An input: image=picture.npy. Repeatable."),
+]
+Random = Annotated[bool, Option("--random", help="Random inputs instead.")]
+Against = Annotated[
+    list[str] | None,
+    Option(metavar="WHAT", help="onnxruntime (needs --model), or another artifact. Repeatable."),
+]
+OnnxFile = Annotated[
+    Path | None, Option("--model", "-m", metavar="FILE", help="The .onnx file that ONNX Runtime runs.")
+]
+BenchInputs = Annotated[
+    Path | None, Option("--inputs", metavar="DATA", help=f"Inputs instead of random ones: {ABOUT_DATA}.")
+]
+ThreadCounts = Annotated[str, Option("--threads", metavar="N,N", help="Numbers of threads, one by one.")]
+Repeats = Annotated[int, Option(min=1, help="Rounds; each runs everything once.")]
+Seconds = Annotated[float | None, Option(min=0, help="Stop a number of threads after so long.")]
+Profile = Annotated[bool, Option("--profile", help="Add the time of each step, one thread.")]
+
+# everywhere
+Threads = Annotated[int, Option("--threads", min=1, help="Threads of a run.")]
+Seed = Annotated[int, Option(help="Of all that is random.")]
+AsJson = Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+Debug = Annotated[bool, Option("--debug", help="Show the stack trace of an error.")]

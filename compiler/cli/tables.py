@@ -1,0 +1,244 @@
+"""Results as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from ..measure import Latency
+from .output import milliseconds, number, size, table
+
+if TYPE_CHECKING:
+    from ...search.result import Candidate, SearchResult
+    from ..pipeline.benchmark import BenchReport
+    from ..pipeline.inspection import ArtifactInfo, ModelInfo, TargetInfo
+    from ..pipeline.measuring import Measurement
+
+SHOWN_VALUES = 5
+
+
+def dims(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def inspected(info: ModelInfo | ArtifactInfo) -> Iterable[RenderableType]:
+    """Either kind of what `inspect` returns."""
+    from ..pipeline.inspection import ModelInfo
+
+    return _model(info) if isinstance(info, ModelInfo) else _artifact(info)
+
+
+def _head(pairs: Iterable[tuple[str, str]]) -> Table:
+    made = Table.grid(padding=(0, 2))
+    for name, value in pairs:
+        made.add_row(f"[bold]{name}[/bold]", escape(value))
+    return made
+
+
+def _model(info: ModelInfo) -> Iterable[RenderableType]:
+    yield _head(
+        (
+            ("model", info.name),
+            ("inputs", ", ".join(map(str, info.inputs))),
+            ("outputs", ", ".join(map(str, info.outputs))),
+            ("multiply-adds", f"{info.macs / 1e6:.1f} million"),
+            ("parameters", size(info.param_bytes)),
+            ("operators", ", ".join(f"{n} {op}" for op, n in info.operators.items())),
+            ("target", info.target),
+            ("generic lowering", ", ".join(info.fallback) or "none: every node has a kernel of its own"),
+        )
+    )
+    rows = table("", "layer", "operator", "output", "weights", ">million MACs", ">size", "can become")
+    for layer in info.layers:
+        cells = (layer.op, dims(layer.shape), dims(layer.weights), f"{layer.macs / 1e6:.2f}")
+        rows.add_row(escape(layer.layer), *cells, size(layer.weight_bytes), ", ".join(layer.formats))
+    yield rows
+
+
+def _artifact(info: ArtifactInfo) -> Iterable[RenderableType]:
+    yield _head(
+        (
+            ("artifact", info.path),
+            ("model", info.name),
+            ("inputs", ", ".join(map(str, info.inputs))),
+            ("outputs", ", ".join(map(str, info.outputs))),
+            ("target", f"{info.target} (needs {', '.join(info.features)})"),
+            ("size on disk", size(info.size_bytes)),
+            ("working memory", size(info.arena_bytes)),
+            ("made", f"{info.created} with bitsmith {info.versions.get('bitsmith', '?')}"),
+        )
+    )
+    if info.ledger:
+        yield ledger(info.ledger)
+
+
+def ledger(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Ledger rows as JSON data."""
+    heads = (
+        "layer",
+        "output",
+        "choice",
+        ">bits",
+        ">size",
+        ">measured µs",
+        ">predicted µs",
+        ">error share",
+        "reason",
+    )
+    made = table("", *heads)
+    for row in rows:
+        share = row["error_share"]
+        made.add_row(
+            escape(row["layer"]),
+            dims(row["shape"]),
+            row["choice"],
+            f"{row['bits']:.2f}",
+            size(row["weight_bytes"]),
+            number(row["measured_us"]),
+            number(row["predicted_us"]),
+            number(share, ".1%"),
+            escape(row["reason"]),
+        )
+    return made
+
+
+def compiled(info: ArtifactInfo, measured: Measurement | None) -> Iterable[RenderableType]:
+    """`measured` is None when the artifact is for another machine."""
+    choices = [row["choice"] for row in info.ledger]
+    time, memory = ("not measured: it is for another machine",) * 2
+    if measured is not None:
+        time = f"{spread(measured.latency)}, {measured.threads} thread{'' if measured.threads == 1 else 's'}"
+        memory = size(measured.memory.own_bytes)
+    yield _head(
+        (
+            ("artifact", info.path),
+            ("target", info.target),
+            ("layers", f"{choices.count('int8')} int8, {choices.count('float32')} float32"),
+            ("size on disk", size(info.size_bytes)),
+            ("memory", memory),
+            ("latency", time),
+        )
+    )
+
+
+def spread(latency: Latency) -> str:
+    return f"{milliseconds(latency.median_us)} ± {latency.spread_us / 2000:.3f}"
+
+
+def searched(result: SearchResult, out: Path, page: Path) -> Iterable[RenderableType]:
+    yield candidates(result, "The front, fastest first; the chosen plan is marked *", result.front)
+    yield candidates(result, "Uniform plans and the choice", (*result.baselines, result.best))
+    for note in result.notes:
+        yield f"note: {escape(note)}"
+    yield _head(
+        (
+            ("constraints", _verdict(result)),
+            ("artifact", str(result.best.artifact)),
+            ("results", str(out)),
+            ("report", str(page)),
+        )
+    )
+
+
+def _verdict(result: SearchResult) -> str:
+    asked = ", ".join(result.constraints) or "none asked"
+    return asked if not result.constraints else f"{asked}: {'met' if result.met else 'NOT met'}"
+
+
+def candidates(result: SearchResult, title: str, rows: Iterable[Candidate]) -> Table:
+    heads = (
+        "plan",
+        ">int8 layers",
+        ">latency",
+        ">x float",
+        ">size",
+        ">agreement",
+        ">KL",
+        ">SQNR dB",
+        ">accuracy",
+    )
+    made = table(title, *heads)
+    for c in {c.name: c for c in rows}.values():
+        q = c.quality
+        mark = " *" if c.name == result.best.name else ""
+        made.add_row(
+            c.name + mark,
+            str(len(c.int8_layers)),
+            milliseconds(c.latency_us),
+            f"{c.latency_us / result.float32.latency_us:.2f}",
+            size(c.size_bytes),
+            number(q.agreement, ".1%"),
+            number(q.kl, ".2e"),
+            number(q.sqnr_db),
+            number(q.accuracy, ".1%"),
+        )
+    return made
+
+
+def outputs(results: Mapping[str, np.ndarray], out: Path | None) -> tuple[dict[str, Any], Table]:
+    """JSON data and the table: what each output is, and where its largest values are."""
+    made = table("", "output", "type", "largest values (index: value)")
+    data: dict[str, Any] = {"outputs": {}, "out": out}
+    for name, array in results.items():
+        flat = array.reshape(-1)
+        top = [int(i) for i in np.argsort(-flat.astype(np.float64), kind="stable")[:SHOWN_VALUES]]
+        shown = ", ".join(f"{i}: {flat[i]:.4g}" for i in top)
+        made.add_row(escape(name), f"{array.dtype}[{dims(array.shape)}]", shown)
+        data["outputs"][name] = {
+            "shape": array.shape,
+            "dtype": array.dtype.name,
+            "largest": [{"index": i, "value": flat[i]} for i in top],
+        }
+    return data, made
+
+
+def benched(report: BenchReport) -> Iterable[RenderableType]:
+    rows = table(
+        "", "what", "engine", ">threads", ">median", ">± half IQR", f">x {report.baseline}", ">noise", ">size"
+    )
+    for row in report.rows:
+        t = row.latency
+        rows.add_row(
+            escape(row.name),
+            row.engine,
+            str(row.threads),
+            milliseconds(t.median_us),
+            f"{t.spread_us / 2000:.3f}",
+            f"{t.ratio_to_first:.3f}",
+            f"{t.noise:.1%}",
+            size(row.size_bytes),
+        )
+    yield rows
+    rounds = f"{report.rows[0].latency.n} rounds in turns, {report.inputs} inputs"
+    yield f"{rounds}, on {escape(report.machine.cpu)}"
+    for name, steps in report.profiles.items():
+        yield _profile(name, steps)
+
+
+def _profile(name: str, steps: Sequence[Any]) -> Table:
+    total = sum(step.microseconds for step in steps)
+    made = table(
+        f"{escape(name)}: {total / 1000:.3f} ms in {len(steps)} steps", "layer", "kernel", ">µs", ">share"
+    )
+    for step in steps:
+        made.add_row(
+            escape(step.layer),
+            escape(step.kernel),
+            f"{step.microseconds:.1f}",
+            f"{step.microseconds / total:.1%}",
+        )
+    return made
+
+
+def listed_targets(found: Iterable[TargetInfo]) -> Table:
+    made = table("", "target", "what", "CPU features", "runs here")
+    for target in found:
+        here = "yes (host)" if target.host else "yes" if target.runs_here else "no"
+        made.add_row(target.name, target.description, " ".join(target.features), here)
+    return made

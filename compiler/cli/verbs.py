@@ -1,0 +1,219 @@
+"""The verbs: each turns its options into the arguments of the pipeline's function of that name.
+
+Imports of the pipeline stand inside the functions: `bitsmith --help` must not wait for numpy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConstraintError, InputError
+from . import options as o
+from .output import Output
+
+if TYPE_CHECKING:
+    from ..pipeline.inspection import ArtifactInfo, ModelInfo
+
+OBJECTIVES = ("quality", "latency", "size")
+MEASURE_SECONDS = 2.0  # for the latency that compile shows
+
+
+def inspect(
+    subject: o.Subject,
+    target: o.Target = "host",
+    shape: o.Shapes = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Show a model's layers, shapes, cost and what a target makes of them; or what an artifact is."""
+    from .. import pipeline
+    from ..pipeline.data_files import parse_shapes
+    from .tables import inspected
+
+    said = Output(as_json, quiet)
+    if (subject / "manifest.json").exists() or not (subject.suffix or subject.exists()):
+        info: ModelInfo | ArtifactInfo = pipeline.inspect(subject)
+    else:
+        info = pipeline.inspect(pipeline.load(subject, shapes=parse_shapes(shape or ())), target=target)
+    said.emit(info, *inspected(info))
+
+
+def compile(
+    model: o.Model,
+    out: o.ArtifactOut,
+    plan: o.PlanFile = None,
+    uniform: o.UniformChoice = None,
+    calibration: o.Calibration = None,
+    target: o.Target = "host",
+    shape: o.Shapes = None,
+    threads: o.Threads = 1,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Compile a model to an artifact, by a plan or uniformly."""
+    from .. import pipeline
+    from ..pipeline.data_files import parse_shapes, read_samples
+    from ..plan import Plan
+    from .tables import compiled
+
+    if plan is not None and uniform is not None:
+        raise InputError("--plan and --uniform exclude each other: a plan says what every layer becomes")
+    said = Output(as_json, quiet)
+    pipeline.check_replaceable(out)
+    samples = None if calibration is None else read_samples(calibration)
+    graph = pipeline.load(model, shapes=parse_shapes(shape or ()))
+    chosen = plan if uniform is None else Plan.uniform(graph, uniform.value)
+    measured = None
+    with said.progress() as progress:
+        if pipeline.runs_here(target):
+            with pipeline.compile(
+                graph, target=target, plan=chosen, calibration=samples, threads=threads, progress=progress
+            ) as made:
+                made.save(out)
+                measured = pipeline.measure(made, threads=threads, seconds=MEASURE_SECONDS)
+        else:
+            pipeline.cross_compile(
+                graph, out, target=target, plan=chosen, calibration=samples, progress=progress
+            )
+    info = pipeline.inspect(out)
+    said.emit({"artifact": info, "measured": measured}, *compiled(info, measured))
+
+
+def search(
+    model: o.Model,
+    out: o.SearchOut,
+    calibration: o.SearchCalibration,
+    evaluate: o.Evaluate = None,
+    labels: o.Labels = None,
+    constraint: o.Bounds = None,
+    objective: o.Objectives = None,
+    trials: o.Trials = 40,
+    timeout: o.Timeout = None,
+    study: o.Study = None,
+    target: o.Target = "host",
+    shape: o.Shapes = None,
+    threads: o.Threads = 1,
+    seed: o.Seed = 0,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Choose each layer's data type by measured latency and quality. A search that was stopped goes on."""
+    from .. import pipeline
+    from ..pipeline.data_files import parse_shapes, read_labels, read_samples
+    from .tables import searched
+
+    said = Output(as_json, quiet)
+    samples = read_samples(calibration)
+    judged = None if evaluate is None else read_samples(evaluate)
+    classes = None if labels is None else read_labels(labels)
+    graph = pipeline.load(model, shapes=parse_shapes(shape or ()))
+    with said.progress() as progress:
+        result = pipeline.search(
+            graph,
+            target=target,
+            calibration=samples,
+            evaluate=judged,
+            labels=classes,
+            objectives=tuple(objective or OBJECTIVES),
+            constraints=tuple(constraint or ()),
+            trials=trials,
+            timeout=timeout,
+            study=study,
+            out=out,
+            threads=threads,
+            seed=seed,
+            progress=progress,
+        )
+    page = pipeline.report(result, out / "report.html")
+    said.emit(result, *searched(result, out, page))
+    if not result.met:
+        raise ConstraintError(f"no plan met {', '.join(constraint or ())}; {out} holds the closest one")
+
+
+def run(
+    artifact: o.ArtifactDir,
+    values: o.Inputs = None,
+    random: o.Random = False,
+    seed: o.Seed = 0,
+    out: o.ArraysOut = None,
+    threads: o.Threads = 1,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Run an artifact once on arrays from files, and show or store its outputs."""
+    from .. import pipeline
+    from ..pipeline.data_files import read_named, write_arrays
+    from ..pipeline.feeds import random_feed, signature
+    from .tables import outputs
+
+    if bool(values) == random:
+        raise InputError("give every input with --input name=file.npy, or --random")
+    said = Output(as_json, quiet)
+    with pipeline.open(artifact) as opened:
+        opened.set_threads(threads)
+        feed = random_feed(signature(opened).inputs, seed) if random else read_named(values or ())
+        results = pipeline.run(opened, **feed)
+    if out is not None:
+        write_arrays(out, results)
+    data, shown = outputs(results, out)
+    said.emit(data, shown)
+
+
+def bench(
+    artifacts: o.Artifacts,
+    against: o.Against = None,
+    model: o.OnnxFile = None,
+    data: o.BenchInputs = None,
+    threads: o.ThreadCounts = "1",
+    repeats: o.Repeats = 100,
+    seconds: o.Seconds = None,
+    profile: o.Profile = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Time artifacts in turns on the same inputs, beside each other and beside ONNX Runtime."""
+    from .. import pipeline
+    from ..pipeline.data_files import parse_threads, read_samples
+    from .tables import benched
+
+    said = Output(as_json, quiet)
+    result = pipeline.bench(
+        artifacts,
+        against=against or (),
+        model=model,
+        inputs=None if data is None else read_samples(data),
+        threads=parse_threads(threads),
+        repeats=repeats,
+        seconds=seconds,
+        profile=profile,
+    )
+    said.emit(result, *benched(result))
+
+
+def report(
+    result: o.Result,
+    out: o.PageOut = Path("report.html"),
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a search's result as one HTML page that needs no network."""
+    from .. import pipeline
+
+    page = pipeline.report(result, out)
+    Output(as_json, quiet).emit({"report": page}, f"wrote {page}")
+
+
+def targets(as_json: o.AsJson = False, quiet: o.Quiet = False, debug: o.Debug = False) -> None:
+    """List what can be compiled for, and what this machine runs."""
+    from .. import pipeline
+    from .tables import listed_targets
+
+    found = pipeline.targets()
+    Output(as_json, quiet).emit(found, listed_targets(found))

@@ -1,0 +1,35 @@
+"""The library functions: what `bitsmith.load`, `compile`, `search`... are, and what the command line calls.
+
+models.py        load, compile and cross_compile
+ledger_rows.py   the ledger of a compiled model
+searching.py     search and report
+measuring.py     run and measure
+benchmark.py     bench
+inspection.py    inspect, targets and runs_here
+feeds.py         inputs to time a model on
+data_files.py    arrays and options as the command line names them
+onnx_peer.py     ONNX Runtime, to compare with
+"""
+
+from ..artifact import check_replaceable, open
+from .benchmark import bench
+from .inspection import inspect, runs_here, targets
+from .measuring import measure, run
+from .models import compile, cross_compile, load
+from .searching import report, search
+
+__all__ = [
+    "bench",
+    "check_replaceable",
+    "compile",
+    "cross_compile",
+    "inspect",
+    "load",
+    "measure",
+    "open",
+    "report",
+    "run",
+    "runs_here",
+    "search",
+    "targets",
+]

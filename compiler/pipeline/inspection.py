@@ -1,0 +1,172 @@
+"""inspect and targets: what is in a model or an artifact, and what can be compiled for."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from ..analysis.cost import layer_storage, node_cost
+from ..artifact import ArraySpec, Artifact, Manifest, read_manifest
+from ..artifact.manifest import MANIFEST
+from ..ir import Graph, Node
+from ..plan import FORMATS, layers_of
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer that a plan decides about.
+
+    shape, weights   of its output and its weights
+    macs             multiply-adds of one run
+    weight_bytes     weights and bias in float32
+    formats          what a plan can make of it
+    """
+
+    layer: str
+    op: str
+    shape: tuple[int, ...]
+    weights: tuple[int, ...]
+    macs: int
+    weight_bytes: int
+    formats: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as bitsmith sees it after preparing it: constants and batch norms folded, activations fused.
+
+    operators   operator -> how many nodes
+    fallback    nodes that the target has no kernel of its own for: they go through TVM's generic lowering
+    """
+
+    name: str
+    hash: str
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+    macs: int
+    param_bytes: int
+    operators: Mapping[str, int]
+    layers: tuple[LayerInfo, ...]
+    target: str
+    fallback: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """What an artifact's manifest says, and its size. `ledger` and `plan` as in manifest.json."""
+
+    name: str
+    path: str
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+    target: str
+    features: tuple[str, ...]
+    size_bytes: int
+    arena_bytes: int
+    created: str
+    versions: Mapping[str, str]
+    plan: Mapping[str, Any]
+    ledger: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """Something to compile for. `runs_here`: this machine can run and measure it; `host`: its default."""
+
+    name: str
+    description: str
+    features: tuple[str, ...]
+    runs_here: bool
+    host: bool
+
+
+@overload
+def inspect(subject: Graph, *, target: str = "host") -> ModelInfo: ...
+@overload
+def inspect(subject: Artifact | str | os.PathLike[str], *, target: str = "host") -> ArtifactInfo: ...
+def inspect(
+    subject: Graph | Artifact | str | os.PathLike[str], *, target: str = "host"
+) -> ModelInfo | ArtifactInfo:
+    """What is in a graph (and which of it `target` has kernels for), or what an artifact's manifest says.
+
+    An artifact may be given by its path; it need not run on this machine. Raises TargetError, ArtifactError.
+    """
+    if isinstance(subject, Graph):
+        return _model_info(subject, target)
+    if isinstance(subject, Artifact):
+        return _artifact_info(subject.path, subject.manifest)
+    return _artifact_info(Path(subject), read_manifest(Path(subject)))
+
+
+def _model_info(graph: Graph, target: str) -> ModelInfo:
+    from ...passes.prepare import prepare
+    from ...targets.selection import select
+    from ...targets.target import resolve
+
+    chip = resolve(target)
+    prepared = prepare(graph)
+    return ModelInfo(
+        name=graph.name,
+        hash=graph.content_hash,
+        inputs=tuple(ArraySpec(name, kind.shape, kind.dtype) for name, kind in prepared.inputs),
+        outputs=tuple(
+            ArraySpec(v, prepared.type_of(v).shape, prepared.type_of(v).dtype) for v in prepared.outputs
+        ),
+        macs=sum(node_cost(prepared, node).macs for node in prepared.nodes),
+        param_bytes=prepared.param_bytes,
+        operators=dict(Counter(node.op for node in prepared.nodes).most_common()),
+        layers=tuple(_layer_info(prepared, node) for node in layers_of(prepared)),
+        target=chip.name,
+        fallback=tuple(node.name for node in prepared.nodes if select(prepared, node, chip.isa) is None),
+    )
+
+
+def _layer_info(graph: Graph, node: Node) -> LayerInfo:
+    return LayerInfo(
+        layer=node.name,
+        op=node.op,
+        shape=node.type.shape,
+        weights=graph.type_of(node.inputs[1]).shape,
+        macs=node_cost(graph, node).macs,
+        weight_bytes=layer_storage(graph, node).float_bytes,
+        formats=tuple(FORMATS),
+    )
+
+
+def _artifact_info(path: Path, m: Manifest) -> ArtifactInfo:
+    return ArtifactInfo(
+        name=m.name,
+        path=str(path),
+        inputs=m.inputs,
+        outputs=m.outputs,
+        target=m.target,
+        features=m.features,
+        size_bytes=sum(record.bytes for record in m.files.values()) + (path / MANIFEST).stat().st_size,
+        arena_bytes=m.arena_bytes,
+        created=m.created,
+        versions=m.versions,
+        plan=m.plan,
+        ledger=m.ledger,
+    )
+
+
+def targets() -> tuple[TargetInfo, ...]:
+    """All targets, best first."""
+    from ...targets.isa import host_isa
+    from ...targets.target import TARGETS
+
+    return tuple(
+        TargetInfo(t.name, t.description, t.features, t.runs_here, t.isa is host_isa())
+        for t in TARGETS.values()
+    )
+
+
+def runs_here(target: str) -> bool:
+    """Whether this machine runs what is compiled for the target. Raises TargetError for an unknown one."""
+    from ...targets.target import resolve
+
+    return resolve(target).runs_here

@@ -1,0 +1,52 @@
+"""The ledger of a model that was compiled as a plan asked, without a search: sizes from the graph, times from
+a profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..analysis.cost import layer_storage, node_cost
+from ..artifact import Artifact
+from ..ir import Graph
+from ..ledger import LedgerRow
+from ..plan import Plan, layers_of
+
+
+def layer_times(artifact: Artifact, feed: Mapping[str, np.ndarray], repeats: int) -> dict[str, float]:
+    """Microseconds that one run spends in each layer, one thread: the layer's steps together, medians over
+    `repeats` runs.
+    """
+    threads = artifact.threads
+    artifact.set_threads(1)
+    times: dict[str, float] = {}
+    for step in artifact.profile(repeats=repeats, **feed):
+        times[step.layer] = times.get(step.layer, 0.0) + step.nanoseconds / 1e3
+    artifact.set_threads(threads)
+    return times
+
+
+def rows_of(planned: Graph, plan: Plan, times: Mapping[str, float], reason: str) -> tuple[LedgerRow, ...]:
+    """One row per layer of the graph as the plan made it, in its order."""
+    rows = []
+    for node in layers_of(planned):
+        stored = layer_storage(planned, node)
+        rows.append(
+            LedgerRow(
+                layer=node.name,
+                op=node.op,
+                shape=node.type.shape,
+                choice=plan.choice(node.name),
+                bits=stored.bits,
+                weight_bytes=stored.total_bytes,
+                float_bytes=stored.float_bytes,
+                macs=node_cost(planned, node).macs,
+                predicted_us=None,
+                measured_us=times.get(node.name),
+                error_share=None,
+                reason=reason,
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,184 @@
+"""From a model file to a Graph, and from a Graph to an Artifact."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..artifact import Artifact, open, write_artifact
+from ..artifact.manifest import HEADER, LIBRARY, WEIGHTS
+from ..errors import InputError, TargetError
+from ..ir import Graph
+from ..ledger import LedgerRow
+from ..plan import Plan
+from ..samples import Samples, iterate
+from .feeds import random_feed
+from .ledger_rows import layer_times, rows_of
+
+if TYPE_CHECKING:
+    from ..calibrate import Ranges
+
+PathLike = str | os.PathLike[str]
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(stage, done, total)`."""
+PROFILE_REPEATS = 20
+
+
+def load(
+    source: Any,
+    *,
+    shapes: Mapping[str, int | Sequence[int]] | None = None,
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+) -> Graph:
+    """The graph of an ONNX file, an `onnx.ModelProto` or a `torch.nn.Module`, with static shapes.
+
+    shapes  sizes that the model leaves open: `{"image": (1, 3, 224, 224)}` for a whole input, `{"batch": 1}`
+            for a named
+            dimension
+    inputs  example inputs, in order or by name: what a torch module is traced with
+
+    Raises InputError, ModelError (not a valid model) or UnsupportedError (lists all that cannot be compiled).
+    """
+    from ..frontends import load_model
+
+    return load_model(source, shapes=shapes, inputs=inputs)
+
+
+def compile(
+    graph: Graph,
+    *,
+    target: str = "host",
+    plan: Plan | PathLike | None = None,
+    calibration: Samples | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """The compiled model, opened, in a temporary directory: `Artifact.save` keeps it.
+
+    target       what to compile for; "host" is this machine, `targets()` lists the rest
+    plan         what each layer becomes: a Plan or a plan file; None leaves every layer float32
+    calibration  sample inputs (compiler/samples.py says in which forms); needed when the plan has int8 layers
+    threads      threads of a run (1 when None); a compiled model runs with any number, `Artifact.set_threads`
+                 changes it
+
+    The same graph, plan, calibration and target give the same library and weights. The ledger's times come
+    from one
+    profile, one thread. Raises PlanError, InputError, TargetError (among others for a target that this
+    machine cannot
+    run: `cross_compile` is for those), UnsupportedError.
+    """
+    from ...targets.build import build
+    from ...targets.target import resolve
+
+    chip = resolve(target)
+    if not chip.runs_here:
+        raise TargetError(
+            f"this machine cannot run code for {chip.name}: `cross_compile` and `bitsmith compile --target "
+            f"{chip.name} -o DIR` write it without opening it"
+        )
+    report = progress or _silent
+    planned, chosen = _planned(graph, plan, calibration, report)
+    artifact = build(planned, chip, plan=chosen.to_json(), progress=_stage(report, "compiling kernels"))
+    times = layer_times(artifact, _first_feed(graph, calibration), PROFILE_REPEATS)
+    artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan)))
+    artifact.set_threads(1 if threads is None else threads)
+    return artifact
+
+
+def cross_compile(
+    graph: Graph,
+    out: PathLike,
+    *,
+    target: str,
+    plan: Plan | PathLike | None = None,
+    calibration: Samples | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes the compiled model to the directory `out` and returns its path; the target may be another
+    machine's.
+
+    As `compile`, but the ledger has no times. Raises OutputError besides.
+    """
+    from ...targets.build import write
+    from ...targets.target import resolve
+
+    chip = resolve(target)
+    report = progress or _silent
+    planned, chosen = _planned(graph, plan, calibration, report)
+    ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan))]
+    stage = _stage(report, "compiling kernels")
+    return write(planned, chip, Path(out), plan=chosen.to_json(), ledger=ledger, progress=stage)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
+def _stage(report: Progress, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: report(name, done, total)
+
+
+def _planned(
+    graph: Graph, plan: Plan | PathLike | None, calibration: Samples | None, report: Progress
+) -> tuple[Graph, Plan]:
+    """The graph as the plan makes it, and the plan."""
+    from ...passes.apply_plan import apply_plan
+    from ...passes.prepare import prepare
+
+    prepared = prepare(graph)
+    chosen = _plan_of(plan, prepared)
+    return apply_plan(prepared, chosen, _ranges(prepared, chosen, calibration, report)), chosen
+
+
+def _plan_of(plan: Plan | PathLike | None, prepared: Graph) -> Plan:
+    if plan is None:
+        return Plan.uniform(prepared, "float32")
+    return (plan if isinstance(plan, Plan) else Plan.load(plan)).validate(prepared)
+
+
+def _reason(plan: Plan | PathLike | None) -> str:
+    return "uniform float32: no plan was given" if plan is None else "asked for by the plan"
+
+
+def _ranges(prepared: Graph, plan: Plan, calibration: Samples | None, report: Progress) -> Ranges | None:
+    """The ranges of the values, None when the plan has no int8 layers and needs none."""
+    from ..calibrate import calibrate
+
+    quantised = [layer for layer, choice in plan.layers.items() if choice == "int8"]
+    if not quantised:
+        return None
+    if calibration is None:
+        kinds = ", ".join(f"{name}: {kind}" for name, kind in prepared.inputs)
+        raise InputError(
+            f"the plan makes {len(quantised)} layer(s) int8, which needs calibration data: give 20 to 200 "
+            f"typical inputs ({kinds}) as `calibration` (command line: --calibration FILE.npy)"
+        )
+    return calibrate(
+        prepared,
+        calibration,
+        method=plan.calibration.method,
+        percentile=plan.calibration.percentile,
+        progress=_stage(report, "calibrating"),
+    )
+
+
+def _first_feed(graph: Graph, calibration: Samples | None) -> dict[str, np.ndarray]:
+    """Inputs for the profile: the first sample, or noise."""
+    return random_feed(graph.inputs) if calibration is None else iterate(graph, calibration)[0]
+
+
+def _with_ledger(artifact: Artifact, rows: Sequence[LedgerRow]) -> Artifact:
+    """The same artifact with this ledger in its manifest, in a temporary directory of its own; closes the
+    given one.
+    """
+    manifest = replace(artifact.manifest, ledger=tuple(row.to_json() for row in rows))
+    old, fresh = artifact.path, Path(tempfile.mkdtemp(prefix="bitsmith-"))
+    with artifact:
+        write_artifact(fresh, manifest, library=old / LIBRARY, weights=old / WEIGHTS, header=old / HEADER)
+        return open(fresh, temporary=True)
