@@ -154,7 +154,7 @@ def _differences(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _budget(amounts: Sequence[float] | np.ndarray, limit: float, width: int) -> tuple[np.ndarray, float]:
-    """sum amounts * x <= limit, scaled: the solver's tolerance of 1e-6 is then relative to the largest number."""
+    """sum amounts * x <= limit, scaled: the solver's tolerance of 1e-6 is relative to the largest number."""
     row = np.zeros(width)
     row[: len(amounts)] = amounts
     unit = max(abs(limit), float(np.abs(row).max(initial=0.0))) or 1.0

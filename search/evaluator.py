@@ -24,7 +24,7 @@ SEARCH_PART, CONFIRM_PART = "search", "confirm"
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that the plan decides about. `shape` is that of its output, sizes count weights, bias and scales."""
+    """A layer that the plan decides about. `shape` is of its output; bytes count weights, bias and scales."""
 
     name: str
     op: str
@@ -37,7 +37,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Kernel times in microseconds, one thread: each layer in either type, and the conversions between neighbours."""
+    """Kernel times, microseconds on one thread: each layer in either type, conversions between neighbours."""
 
     float_us: Mapping[str, float]
     int8_us: Mapping[str, float]
@@ -50,13 +50,17 @@ class Built(Protocol):
     @property
     def size_bytes(self) -> int: ...
 
+    def save(self, path: Path) -> None:
+        """Copies the artifact to the directory `path`, whole or not at all."""
+
     def close(self) -> None: ...
 
 
 class Evaluator(Protocol):
     """Answers about one network, one chip, one set of data.
 
-    identity          what a study must share with this search to be continued: name -> value, hashes for large things
+    identity          what a study must share with this search to be continued: name -> value, hashes for
+                      large things
     layers            in the order of the network
     base_plan         any plan of the graph; others are made from it by choosing per layer
     sensitivity_samples   number of calibration samples for sensitivities
@@ -85,7 +89,7 @@ class Evaluator(Protocol):
         """Compiles the plan."""
 
     def quality(self, built: Built, part: str) -> Quality:
-        """Against the float model on the samples of that part: "search", or "confirm": those and the held-out ones."""
+        """Against the float model: on the search samples ("search"), or those and the held-out ones ("confirm")."""
 
     def latency(
         self, builds: Mapping[str, Built], *, repeats: int, seconds: float, threads: int | None = None
@@ -93,7 +97,7 @@ class Evaluator(Protocol):
         """Times of all, in turns, ratios to the first. `threads`: the search's by default."""
 
     def layer_times(self, built: Built) -> Mapping[str, float]:
-        """Microseconds in each layer inside the compiled network, one thread, without conversions beside it."""
+        """Microseconds in each layer inside the compiled network, one thread, conversions not counted."""
 
     def save(self, plan: Plan, path: Path, ledger: tuple[LedgerRow, ...]) -> int:
         """Compiles the plan into the directory `path`, whole or not at all; returns its size in bytes."""

@@ -35,6 +35,10 @@ class Constraint:
     relative: bool
     text: str
 
+    @property
+    def bounds_quality(self) -> bool:
+        return self.metric not in RELATIVE
+
     def excess(self, reading: Reading, baseline: Reading, z: float = MARGIN_Z) -> float:
         """How far the plan is outside, in units of the metric's scale; 0 or less: it meets the bound.
 
@@ -114,6 +118,11 @@ def check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(objectives))
 
 
+def primary(objectives: Sequence[str]) -> str:
+    """What decides between plans within the constraints: the first objective that is not quality, if any."""
+    return next((o for o in objectives if o != "quality"), "quality")
+
+
 def default_constraints(quality: Quality) -> tuple[Constraint, ...]:
     """What is kept when the caller names no bound on quality: the float model's answers, within what users
     notice.
@@ -126,12 +135,8 @@ def default_constraints(quality: Quality) -> tuple[Constraint, ...]:
     return (parse_constraint("agreement>=0.98" if quality.agreement is not None else "sqnr>=20dB"),)
 
 
-def bounds_quality(constraints: Sequence[Constraint]) -> bool:
-    return any(c.metric not in RELATIVE for c in constraints)
-
-
 def quality_loss(quality: Quality) -> float:
-    """The quality objective, to be minimised: -score, else KL, else the first output's relative squared error."""
+    """The quality objective, to be minimised: -score, else KL, else relative squared error."""
     if quality.score is not None:
         return -quality.score
     return quality.kl if quality.kl is not None else 10.0 ** (-quality.sqnr_db / 10)

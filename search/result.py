@@ -25,10 +25,11 @@ class Candidate:
     """One plan, compiled and measured.
 
     name           "float32", "int8", "trial-7", or "trial-7-reverted"
-    quality        against the float baseline; of trials on the search samples, of finalists on all evaluation samples
+    quality        against the float baseline; of trials on the search samples, of finalists on all
+                   evaluation samples
     latency        of trials and finalists, each in turns with the float baseline
-    latency_us     what is compared: ratio to the float baseline in the same run x the baseline's reference time, so that
-                   the machine's drift between trials falls out
+    latency_us     what is compared: ratio to the float baseline in the same run x the baseline's reference
+                   time, so that the machine's drift between trials falls out
     size_bytes     of the artifact on disk
     predicted_us   sum of the kernel table for this plan, one thread; None when it was not asked for
     feasible       meets every constraint, with the margin of objectives.py
@@ -109,7 +110,8 @@ class SearchResult:
     target, fingerprint  the chip that was compiled for, and the exact one that was measured on
     threads              of all end-to-end times
     float32, int8        the uniform baselines
-    best                 the choice: the best of `front` within the constraints (search/finalists.py has the rule)
+    best                 the choice: the best of `front` within the constraints (search/finalists.py has
+                         the rule)
     front                finalists and trials that no other beats in all objectives, fastest first
     trials               every plan that was measured, in order
     ledger               one row per layer of `best`
