@@ -58,20 +58,26 @@ class Worker:
         return int(self._ask(f"outputs {path}"))
 
     def settle(self, limit_s: float = 2.0) -> float:
-        """Waits until the process uses no CPU; returns the CPU seconds that it used for nothing.
+        """Waits until no thread of it wants to run; returns the CPU seconds that it used for nothing.
 
         ONNX Runtime's pool spins for about 55 ms after a run: that would be stolen from whoever has the next
         turn, and to forbid the spinning would slow its own runs.
         """
-        start = before = self.cpu_s()
+        start = self.cpu_s()
         deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            time.sleep(0.004)
-            now = self.cpu_s()
-            if now - before < 0.0002:
-                break
-            before = now
+        while self.runnable() and time.monotonic() < deadline:
+            time.sleep(0.002)
         return self.cpu_s() - start
+
+    def runnable(self) -> bool:
+        """Whether any thread of it runs or waits for a processor, which a CPU clock would not show."""
+        for stat in Path(f"/proc/{self._process.pid}/task").glob("*/stat"):
+            try:
+                if stat.read_text().rpartition(")")[2].split()[0] == "R":
+                    return True
+            except OSError:
+                continue  # The thread has ended since it was listed.
+        return False
 
     def cpu_s(self) -> float:
         """CPU seconds of all its threads so far; 0 when it has ended: the next request to it says why."""

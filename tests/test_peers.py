@@ -185,10 +185,20 @@ def test_a_driver_that_is_stopped_leaves_no_worker(command, tmp_path, kind, busy
 
 def test_settling_waits_for_the_spinning_to_end(dummy, monkeypatch):
     worker = dummy("works")
-    clock = iter([1.0, 1.004, 1.008, 1.009, 1.00905, 1.00905, 2.0])
+    states, clock = iter([True, True, True, False]), iter([1.0, 1.25])
+    monkeypatch.setattr(worker, "runnable", lambda: next(states))
     monkeypatch.setattr(worker, "cpu_s", lambda: next(clock))
-    assert worker.settle() == pytest.approx(0.00905)
-    assert next(clock) == 2.0
+    assert worker.settle() == pytest.approx(0.25)
+    assert list(states) == []
+
+
+def test_a_worker_is_runnable_while_it_computes_and_not_when_it_waits(dummy):
+    worker = dummy("works")
+    worker._process.stdin.write("run 300000\n")
+    assert any(worker.runnable() for _ in range(1000))
+    assert len(worker._reply()) == 300000
+    worker.settle()
+    assert not worker.runnable()
 
 
 # Turns
