@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..compiler.ir import Graph, Node
+from ..compiler.ops.conv import out_layout
 from .scan import Scan, attr, is_plain, rewrite
 
 
@@ -33,13 +34,15 @@ def _fold(scan: Scan, node: Node) -> Node | None:
     scale = gamma / np.sqrt(variance + attr(node, "eps"))
     shift = beta - mean * scale
     layer = scan.sole_producer(node.inputs[0])
-    if layer is not None and takes_scale_and_shift(scan, layer) and _channel_axis(layer) == 1:
+    if layer is not None and takes_scale_and_shift(scan, layer) and channel_axis(layer) == 1:
         return fold_into(scan, layer, scale, shift, node)
     return _spell_out(scan, node, scale, shift)
 
 
-def _channel_axis(layer: Node) -> int:
-    return 1 if layer.op == "conv2d" else len(layer.type.shape) - 1
+def channel_axis(layer: Node) -> int:
+    """The axis of a layer's result that holds its output channels."""
+    first = layer.op == "conv2d" and out_layout({"layout": attr(layer, "layout")}) == "NCHW"
+    return 1 if first else len(layer.type.shape) - 1
 
 
 def takes_scale_and_shift(scan: Scan, layer: Node) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..compiler.ir import Graph, Node
-from .fold_batch_norm import fold_into, takes_scale_and_shift
+from .fold_batch_norm import channel_axis, fold_into, takes_scale_and_shift
 from .scan import Scan, rewrite
 
 
@@ -62,7 +62,7 @@ def _into_layer(scan: Scan, node: Node) -> Node:
 def _per_channel(layer: Node, constant: np.ndarray) -> np.ndarray | None:
     """The constant as one float64 number per output channel; None when it varies along another axis."""
     rank = len(layer.type.shape)
-    axis = 1 if layer.op == "conv2d" else rank - 1
+    axis = channel_axis(layer)
     channels = layer.type.shape[axis]
     shape = (1,) * (rank - constant.ndim) + constant.shape
     if any(d != 1 for i, d in enumerate(shape) if i != axis) or shape[axis] not in (1, channels):
