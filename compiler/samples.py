@@ -122,10 +122,12 @@ def _cast(array: np.ndarray, kind: TensorType, what: str) -> np.ndarray:
     want = np.dtype(kind.dtype)
     if array.dtype == want:
         return array
-    if array.dtype.kind not in {"f": "f", "i": "iu", "u": "u", "b": "b"}[want.kind]:
-        raise InputError(
-            f"{what} is {array.dtype}, expected {kind.dtype}: scale and convert it as the model was trained"
-        )
-    if want.kind in "iu" and array.size and not np.array_equal(array.astype(want), array):
+    legal = {"f": "f", "i": "iu", "u": "iu", "b": "b"}[want.kind]
+    if array.dtype.kind not in legal:
+        hint = ": scale and convert it as the model was trained" if want.kind == "f" else ""
+        raise InputError(f"{what} is {array.dtype}, expected {kind.dtype}{hint}")
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, which `iterate` reports
+        result = array.astype(want)
+    if want.kind in "iu" and not np.array_equal(result, array):
         raise InputError(f"{what} has numbers that do not fit {kind.dtype}")
-    return array.astype(want)
+    return result
