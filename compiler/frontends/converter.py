@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
@@ -23,7 +23,10 @@ class UnsupportedForm(Exception):
 
 @dataclass(frozen=True)
 class OnnxNode:
-    """An ONNX node in plain Python: attributes as int, float, str, bytes-free tuples, or arrays."""
+    """An ONNX node in plain Python: attributes as int, float, str, lists of these, or arrays.
+
+    Outputs that nobody reads have no name.
+    """
 
     name: str
     op: str
@@ -46,6 +49,11 @@ class OnnxNode:
 
     def has_input(self, index: int) -> bool:
         return index < len(self.inputs) and bool(self.inputs[index])
+
+    @property
+    def output(self) -> str:
+        """The first output that has a name."""
+        return next(name for name in self.outputs if name)
 
     def used_outputs(self) -> int:
         """Number of outputs up to the last one that has a name."""
@@ -99,9 +107,7 @@ class Converter:
 
     def scalar(self, node: OnnxNode, part: str, number: float) -> str:
         """A parameter of shape () for the arithmetic of a decomposition."""
-        return self.param(
-            self.derived(f"{node.outputs[0]}.{part}"), np.array(number, np.float32), str(number)
-        )
+        return self.param(self.derived(f"{node.output}.{part}"), np.array(number, np.float32), str(number))
 
     def emit(self, node: OnnxNode, op: str, inputs: Sequence[str], part: str = "", **attrs: AttrValue) -> str:
         """Append a node of the graph. The one that makes the ONNX node's own output has no `part`.
@@ -110,7 +116,7 @@ class Converter:
         """
         plain = not part or OPS[op].layer
         name = self._unique(node.name if plain else f"{node.name}.{part}", op)
-        wanted = self.derived(f"{node.outputs[0]}.{part}") if part else node.outputs[0]
+        wanted = self.derived(f"{node.output}.{part}") if part else node.output
         return self.builder.add(op, inputs, name=name, output=wanted, **attrs)
 
     def reshape(self, node: OnnxNode, value: str, shape: Sequence[int], part: str = "") -> str:
@@ -124,13 +130,11 @@ class Converter:
 
     def derived(self, wanted: str) -> str:
         """`wanted`, or numbered where the ONNX model has a value of that name."""
-        candidates = chain([wanted], (f"{wanted}_{i}" for i in count(1)))
-        return next(name for name in candidates if name not in self._taken and name not in self.builder.types)
+        return numbered(wanted, self._taken | self.builder.types.keys())
 
     def _unique(self, wanted: str, op: str) -> str:
         """`wanted`, or else with the operator's name behind it, or else numbered."""
-        candidates = chain([wanted, f"{wanted}.{op}"], (f"{wanted}.{op}_{i}" for i in count(1)))
-        name = next(name for name in candidates if name not in self._names)
+        name = wanted if wanted not in self._names else numbered(f"{wanted}.{op}", self._names)
         self._names.add(name)
         return name
 
@@ -142,20 +146,19 @@ class Converter:
             value = self.values.get(name) or self.param(self.derived(f"{name}.value"), self.constants[name])
             if value == name:
                 continue
-            if (
-                value in made
-                and value not in outputs
-                and value not in rename
-                and name not in self.builder.types
-            ):
+            if value in made and value not in outputs and value not in rename:
                 rename[value] = name
             else:  # an alias of an input, a constant or another output: the graph needs a value of its own
-                shape = self.type(value).shape
-                self.builder.add(
-                    "reshape", [value], name=self._unique(name, "copy"), output=name, shape=shape
-                )
+                shape, node = self.type(value).shape, self._unique(name, "copy")
+                self.builder.add("reshape", [value], name=node, output=name, shape=shape)
         self.builder.nodes = [_renamed(node, rename) for node in self.builder.nodes]
         return self.builder.finish(outputs)
+
+
+def numbered(wanted: str, taken: Container[str]) -> str:
+    """`wanted`, or with a number behind it if it is taken."""
+    candidates = chain([wanted], (f"{wanted}_{i}" for i in count(1)))
+    return next(name for name in candidates if name not in taken)
 
 
 def _renamed(node: Node, rename: Mapping[str, str]) -> Node:

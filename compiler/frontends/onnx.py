@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError, UnsupportedError
-from ..ir import DTYPES, Graph
+from ..ir import DTYPES, Graph, TensorType
 from ..ops import TypeRuleError
-from .converter import Converter, OnnxNode, Result, UnsupportedForm
+from .converter import Converter, OnnxNode, Result, UnsupportedForm, numbered
 from .onnx_fold import fold, foldable, too_large
 from .onnx_ops import RULES, hint_of
-from .onnx_read import first_line, read_onnx, to_array
+from .onnx_read import first_line, graphs_of, read_onnx, to_array
 from .onnx_shapes import Shapes, example_shapes, fix_shapes, graph_inputs
 
 # Names that exporters and optimizers count out; a layer is better called after its weight or its output.
-_MACHINE_MADE = re.compile(r"(node_.*|n\d+(_\d+)*|)\Z")
+_MACHINE_MADE = re.compile(r"(node(_.*)?|n\d+(_\d+)*|)\Z")
 
 
 def load_onnx(
@@ -42,6 +42,7 @@ def load_onnx(
     label = label or (str(source) if isinstance(source, Path) else f"ONNX model {source.graph.name!r}")
     model = read_onnx(source, label)
     names = _layer_names(model)
+    _copy_passed_inputs(model)
     given = dict(example_shapes(model, inputs)) if inputs is not None else {}
     fix_shapes(model, {**given, **(shapes or {})}, label)
     model = _optimized(model, label)
@@ -119,6 +120,36 @@ def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Gr
     return graph.with_nodes(graph.nodes, params={k: v for k, v in graph.params.items() if k in used})
 
 
+def _copy_passed_inputs(model: Any) -> None:
+    """An output that is an input becomes a copy called `<name>_output`: one name cannot be both."""
+    import onnx
+
+    inputs = {value.name for value in model.graph.input}
+    taken = inputs | set(_value_names(model.graph))
+    for value in model.graph.output:
+        if value.name in inputs:
+            copy = numbered(f"{value.name}_output", taken)
+            model.graph.node.append(onnx.helper.make_node("Identity", [value.name], [copy]))
+            value.name = copy
+
+
+def _type(value: Any) -> TensorType | None:
+    """The type that a ValueInfo states, if it is whole and of a kind that the IR has."""
+    import onnx
+
+    tensor = value.type.tensor_type
+    name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dtype = "float32" if name in ("float", "float16", "bfloat16", "double") else name
+    dims = tensor.shape.dim
+    if (
+        dtype not in DTYPES
+        or not tensor.HasField("shape")
+        or not all(dim.HasField("dim_value") for dim in dims)
+    ):
+        return None
+    return TensorType(tuple(dim.dim_value for dim in dims), dtype)
+
+
 def _value_names(graph: Any) -> list[str]:
     names = [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer]
     return names + [out for node in graph.node for out in node.output]
@@ -126,7 +157,7 @@ def _value_names(graph: Any) -> list[str]:
 
 @dataclass
 class _Import:
-    """One pass over the nodes. `lost`: values that could not be made; others are still looked at."""
+    """One pass over the nodes. `lost`: values that could not be made and have no known type."""
 
     model: Any
     label: str
@@ -135,10 +166,11 @@ class _Import:
     lost: set[str] = field(default_factory=set)
     problems: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (operator, hint) -> node names
     taken: set[str] = field(default_factory=set)
+    weights: set[str] = field(default_factory=set)
+    types: Mapping[str, TensorType] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)  # values that a node reads or the model returns
 
     def add_inputs(self) -> None:
-        import onnx
-
         graph = self.model.graph
         if graph.sparse_initializer:
             raise UnsupportedError(f"{self.label}: sparse weights are not supported; export dense ones")
@@ -146,23 +178,32 @@ class _Import:
         for tensor in graph.initializer:
             self.converter.constants[tensor.name] = to_array(tensor, self.label)
         for value in graph_inputs(self.model):
-            kind = value.type.tensor_type
-            dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
-            dtype = {
-                "float": "float32",
-                "float16": "float32",
-                "bfloat16": "float32",
-                "double": "float32",
-            }.get(dtype, dtype)
-            if dtype not in DTYPES:
-                raise UnsupportedError(f"{self.label}: input {value.name!r} has elements of type {dtype}")
-            shape = tuple(dim.dim_value for dim in kind.shape.dim)
-            self.converter.values[value.name] = self.converter.builder.input(value.name, shape, dtype)
+            kind = _type(value)
+            if kind is None:
+                raise UnsupportedError(f"{self.label}: input {value.name!r} is not of a number type")
+            self.converter.values[value.name] = self.converter.builder.input(
+                value.name, kind.shape, kind.dtype
+            )
+        self.read = {value.name for value in graph.output}
+        self.read.update(name for inner in graphs_of(graph) for node in inner.node for name in node.input)
+        known = {value.name: _type(value) for value in (*graph.value_info, *graph.output)}
+        self.types = {name: kind for name, kind in known.items() if kind is not None}
 
     def add_node(self, proto: Any) -> None:
         node = self._plain(proto)
+        if not any(node.outputs):
+            return
         if not self._fold(node, proto) and not self._apply(node):
-            self.lost.update(name for name in node.outputs if name)
+            for name in filter(None, node.outputs):
+                self._replace(name)
+
+    def _replace(self, name: str) -> None:
+        """An input stands in for a value that could not be made, so that later nodes are looked at too."""
+        kind = self.types.get(name)
+        if kind is None:
+            self.lost.add(name)
+        else:
+            self.converter.values[name] = self.converter.builder.input(name, kind.shape, kind.dtype)
 
     def _plain(self, proto: Any) -> OnnxNode:
         import onnx
@@ -175,9 +216,8 @@ class _Import:
             attrs[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
         domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}::"
         opset = next((o.version for o in self.model.opset_import if o.domain == proto.domain), 0)
-        return OnnxNode(
-            self._name(proto), domain + proto.op_type, tuple(proto.input), tuple(proto.output), attrs, opset
-        )
+        outputs = tuple(name if name in self.read else "" for name in proto.output)
+        return OnnxNode(self._name(proto), domain + proto.op_type, tuple(proto.input), outputs, attrs, opset)
 
     def _name(self, proto: Any) -> str:
         """The node's name in the file, or else after its weight, or else after its output; unique."""
@@ -189,9 +229,7 @@ class _Import:
             wanted = (
                 self.names.get(weight) or self.names.get(output) or weight.removesuffix(".weight") or output
             )
-        name, count = wanted, 1
-        while name in self.taken:
-            name, count = f"{wanted}_{count}", count + 1
+        name = numbered(wanted, self.taken)
         self.taken.add(name)
         return name
 
@@ -218,10 +256,11 @@ class _Import:
             return False
         listed: Sequence[Result] = [results] if isinstance(results, (str, np.ndarray)) else results
         for name, result in zip(node.outputs, listed, strict=False):
-            if isinstance(result, str):
-                self.converter.values[name] = result
-            else:
-                self.converter.constants[name] = result
+            table: dict[str, Any] = (
+                self.converter.values if isinstance(result, str) else self.converter.constants
+            )
+            if name:
+                table[name] = result
         return True
 
     def _report(self, node: OnnxNode, hint: str) -> None:

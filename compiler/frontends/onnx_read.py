@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +92,18 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
+def graphs_of(graph: Any) -> Iterator[Any]:
     """A graph and those nested in its nodes' attributes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
-                yield from _graphs(inner)
+                yield from graphs_of(inner)
 
 
 def tensors_of(model: Any) -> Iterator[Any]:
     """Every TensorProto: initializers and tensor attributes, nested graphs and functions included."""
-    for graph in _graphs(model.graph):
+    for graph in graphs_of(model.graph):
         yield from graph.initializer
         for node in graph.node:
             yield from _attribute_tensors(node)
@@ -123,7 +124,8 @@ def _check(model: Any, label: str) -> None:
 
     _check_opset(model, label)
     try:
-        onnx.checker.check_model(model)
+        with _shapes_present(model.graph):
+            onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         unknown = _unknown_operators(model)
         if unknown:
@@ -136,6 +138,24 @@ def _check(model: Any, label: str) -> None:
     if not model.graph.output:
         raise ModelError(f"{label}: the graph has no outputs")
     _check_outputs(model.graph, label)
+
+
+@contextmanager
+def _shapes_present(graph: Any) -> Iterator[None]:
+    """The checker wants a shape on all inputs and outputs; the user may give one, and others are inferred."""
+    bare = [
+        value.type.tensor_type
+        for value in (*graph.input, *graph.output)
+        if value.type.HasField("tensor_type")
+    ]
+    bare = [kind for kind in bare if not kind.HasField("shape")]
+    for kind in bare:
+        kind.shape.SetInParent()
+    try:
+        yield
+    finally:
+        for kind in bare:
+            kind.ClearField("shape")
 
 
 def _check_opset(model: Any, label: str) -> None:
@@ -156,7 +176,7 @@ def _unknown_operators(model: Any) -> list[str]:
     import onnx
 
     local = {(f.domain, f.name) for f in model.functions}
-    nodes = (node for graph in _graphs(model.graph) for node in graph.node)
+    nodes = (node for graph in graphs_of(model.graph) for node in graph.node)
     used = {
         node.op_type for node in nodes if node.domain in ("", "ai.onnx") and ("", node.op_type) not in local
     }

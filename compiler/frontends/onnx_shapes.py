@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,7 +152,6 @@ def _infer(model: Any, label: str) -> None:
             f"{v.name} [{', '.join(str(d.dim_value) for d in v.type.tensor_type.shape.dim)}]"
             for v in graph_inputs(model)
         )
-        raise ModelError(
-            f"{label}: shapes do not fit together with inputs {sizes}: {first_line(error)}"
-        ) from None
+        what = re.sub(r"\[\w+Error\] ", "", first_line(error)).removeprefix("Inference error(s): ")
+        raise ModelError(f"{label}: shapes or types do not fit, with inputs {sizes}: {what}") from None
     model.CopyFrom(inferred)

@@ -66,7 +66,7 @@ def _examples(module: Any, shapes: Any, inputs: Any) -> tuple[tuple[Any, ...], d
         raise InputError(
             f"{type(module).__name__}.forward has no argument {wrong}; it has {', '.join(names)}"
         )
-    return (), {key: _tensor(value) for key, value in inputs.items()}
+    return (), {key: _tensor(inputs[key]) for key in names if key in inputs}
 
 
 def _whole_shape(name: str, shape: Any) -> tuple[int, ...]:
@@ -131,7 +131,7 @@ def _export(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: st
 
 
 def _unconvertible(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Counter[str]:
-    """All torch operators of the module that have no ONNX form; the exporter itself names only the first."""
+    """All torch operators of the module without ONNX form; the exporter names only the first."""
     import torch
     from torch.onnx._internal.exporter import _core, _dispatching, _registration
 

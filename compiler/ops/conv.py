@@ -122,8 +122,9 @@ def _relax(args: Sequence[Any], attrs: Attrs) -> Any:
         groups=attrs["groups"],
         data_layout=layout,
         kernel_layout="OIHW",
-        out_layout=out,
     )
+    if out != layout:  # relax has no lowering of conv2d that writes another layout
+        y = relax.op.permute_dims(y, [0, 2, 3, 1])
     for extra, op in ((bias, relax.op.add), (scale, relax.op.multiply)):
         if extra is not None:
             y = op(y, relax.op.reshape(extra, (1, -1, 1, 1) if out == "NCHW" else (1, 1, 1, -1)))

@@ -90,7 +90,7 @@ def _infer_binary(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 
 def _couple_binary(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
-    """Axes aligned from the right; where one operand is broadcast, only the other is coupled to the output."""
+    """Axes aligned from the right; where one operand is broadcast, only the other goes with the output."""
     a, b = types
     assert a is not None and b is not None
     rank = max(len(a.shape), len(b.shape))

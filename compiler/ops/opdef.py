@@ -55,12 +55,12 @@ def no_coupling(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
 class OpDef:
     """One operator.
 
-    inputs      names of its inputs in order; those from index `required` on may be absent
+    inputs      names of its inputs in order; those from index `required` on may be absent; ("*",): any number
     attrs       default of every attribute; a node may set no other. `None` stands for "must be given"
     infer       input types, attributes -> output types; raises TypeRuleError
     reference   input tensors (None when absent), attributes -> output tensor: slow, short, what the op means
-    couple      axes that are pruned together: sets of slots; removing index i along all of a set with an output
-                axis removes index i from the output and changes nothing else. A set without an output axis is
+    couple      axes that are pruned together: sets of slots; removing index i along all of a set with an
+                output axis removes index i from the output and changes nothing else. A set without one is
                 summed over: there, index i may leave when it contributes zero
     flops       input types, output types, attributes -> arithmetic operations (a multiply-add counts 2)
     relax       (relax expressions, attributes) -> relax expression: the lowering used where a target has no
@@ -92,11 +92,12 @@ class OpDef:
 
     def infer_types(self, types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         """Output types; checks the number of inputs first."""
-        require(
-            self.required <= len(types) <= len(self.inputs) or self.inputs[-1:] == ("*",),
-            f"{self.name} takes {self.required} to {len(self.inputs)} inputs, not {len(types)}",
-        )
-        for name, kind in zip(self.inputs[: self.required], types, strict=False):
+        variadic = self.inputs == ("*",)
+        most = "any number of" if variadic else str(len(self.inputs))
+        fits = self.required <= len(types) and (variadic or len(types) <= len(self.inputs))
+        require(fits, f"{self.name} takes {self.required} to {most} inputs, not {len(types)}")
+        for i, kind in enumerate(types[: None if variadic else self.required]):
+            name = str(i) if variadic else self.inputs[i]
             require(kind is not None, f"{self.name} needs its input {name!r}")
         return self.infer(types, attrs)
 

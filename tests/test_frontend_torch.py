@@ -1,0 +1,198 @@
+"""torch modules become graphs that compute what the modules compute."""
+
+import numpy as np
+import pytest
+import torch
+from bitsmith.compiler.errors import InputError, ModelError, UnsupportedError
+from bitsmith.compiler.frontends import load_model
+from bitsmith.compiler.reference import run_reference
+from nets import NETS, imported, mlp
+from torch import nn
+
+
+def answers(graph, *arrays):
+    """Outputs of the reference executor, in order."""
+    named = {name: np.asarray(array) for (name, _), array in zip(graph.inputs, arrays, strict=True)}
+    found = run_reference(graph, named)
+    return [found[name] for name in graph.outputs]
+
+
+def eager(module, *tensors):
+    with torch.no_grad():
+        return module(*tensors).numpy()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_whole_networks_agree_with_torch(name):
+    graph, x, wanted = imported(name)
+    (found,) = answers(graph, x)
+    assert np.abs(wanted).max() > 0.1, "the network is dead: the comparison would say nothing"
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_layers_are_called_after_their_modules():
+    module, _ = NETS["mobilenet_v3"]()
+    graph, _, _ = imported("mobilenet_v3")
+    convolutions = [path for path, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    assert [node.name for node in graph.nodes if node.op == "conv2d"] == convolutions
+    assert [node.name for node in graph.nodes if node.op == "linear"] == ["5.fc"]
+    assert {"5.fc.weight", "5.fc.bias"} <= set(graph.params)
+
+
+def test_two_exports_are_the_same_graph():
+    module, x = NETS["mlp"]()
+    graph, _, _ = imported("mlp")
+    assert load_model(module, inputs=(x,)).content_hash == graph.content_hash
+    assert load_model(mlp(seed=1)[0], inputs=(x,)).content_hash != graph.content_hash
+
+
+class Dropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.drop = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.drop(self.fc(x)))
+
+
+def test_the_module_is_exported_in_evaluation_mode_and_left_as_it_was():
+    module = Dropped().train()
+    module.drop.eval()
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    graph = load_model(module, inputs=(x,))
+    assert (module.training, module.fc.training, module.drop.training, module.norm.training) == (
+        True,
+        True,
+        False,
+        True,
+    )
+    assert int(module.norm.num_batches_tracked) == 0
+    np.testing.assert_allclose(answers(graph, x.numpy())[0], eager(module.eval(), x), atol=1e-5)
+
+
+def test_the_module_is_restored_when_the_export_fails():
+    module = Sorted().train()
+    with pytest.raises(UnsupportedError):
+        load_model(module, inputs=(torch.zeros(3, 3),))
+    assert module.training
+
+
+def test_exporting_is_silent(capfd):
+    module, x = NETS["mlp"]()
+    load_model(module.train(), inputs=(x,))
+    with pytest.raises(ModelError):
+        load_model(Branching(), inputs=(torch.ones(2),))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x: {"inputs": (x,)},
+        lambda x: {"inputs": [x.numpy()]},
+        lambda x: {"inputs": x},
+        lambda x: {"inputs": {"x": x}},
+        lambda x: {"shapes": {"x": (2, 4)}},
+    ],
+)
+def test_ways_to_give_the_inputs(how):
+    module = Dropped().eval()
+    x = torch.ones(2, 4)
+    graph = load_model(module, **how(x))
+    assert [(name, kind.shape) for name, kind in graph.inputs] == [("x", (2, 4))]
+    np.testing.assert_allclose(answers(graph, x.numpy())[0], eager(module, x), atol=1e-5)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, left, right):
+        return left - right, left * right
+
+
+def test_several_inputs_and_outputs_keep_their_order():
+    left, right = torch.full((2, 3), 5.0), torch.full((3,), 2.0)
+    graph = load_model(TwoInputs(), inputs={"right": right, "left": left})
+    assert [name for name, _ in graph.inputs] == ["left", "right"]
+    difference, product = answers(graph, left.numpy(), right.numpy())
+    assert (difference == 3).all() and (product == 10).all()
+
+
+class Passing(nn.Module):
+    def forward(self, x):
+        return x, x + 0.0, torch.ones(2)
+
+
+def test_outputs_that_are_inputs_or_constants():
+    x = np.array([1.0, 2.0], np.float32)
+    first, second, third = answers(load_model(Passing(), inputs=(x,)), x)
+    assert (first == x).all() and (second == x).all() and (third == 1).all()
+
+
+class Sorted(nn.Module):
+    def forward(self, x):
+        return torch.sort(torch.cumsum(x, 0))[0] + torch.cumsum(x, 1)
+
+
+class Foreign(nn.Module):
+    def forward(self, x):
+        return torch.linalg.qr(x)[0] + torch.special.bessel_j0(x) + torch.special.bessel_j0(x * 2)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else x * 2
+
+
+def test_all_unsupported_onnx_operators_are_listed():
+    with pytest.raises(UnsupportedError) as caught:
+        load_model(Sorted(), inputs=(torch.zeros(3, 3),))
+    message = str(caught.value)
+    assert message.startswith("Sorted:") and "TopK x 1" in message and "CumSum x 2" in message
+
+
+def test_all_torch_operators_without_onnx_form_are_listed():
+    with pytest.raises(UnsupportedError) as caught:
+        load_model(Foreign(), inputs=(torch.zeros(3, 3),))
+    message = str(caught.value)
+    assert "linalg_qr" in message and "bessel_j0.default x 2" in message
+
+
+def test_control_flow_on_data_is_refused():
+    with pytest.raises(ModelError, match="Branching: torch cannot export the module: .*data-dependent"):
+        load_model(Branching(), inputs=(torch.ones(2),))
+
+
+def test_nan_weights_are_named():
+    module, x = NETS["mlp"]()
+    module.fc2.weight.data[3, 4] = float("nan")
+    with pytest.raises(ModelError, match=r"fc2\.weight: 1 of 3072 values"):
+        load_model(module, inputs=(x,))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "has no shapes of its own.*inputs="),
+        ({"inputs": (torch.zeros(2, 4),), "shapes": {"x": (2, 4)}}, "not both"),
+        ({"inputs": {"y": torch.zeros(2, 4)}}, "no argument 'y'; it has x"),
+        ({"shapes": {"batch": 2}}, "no named dimensions"),
+        ({"shapes": {"x": (2, 0)}}, "sizes are whole numbers of 1 or more"),
+    ],
+)
+def test_inputs_that_do_not_fit(how, message):
+    with pytest.raises(InputError, match=message):
+        load_model(Dropped(), **how)
+
+
+def test_inputs_of_a_wrong_shape():
+    with pytest.raises(ModelError, match="Dropped: torch cannot export the module"):
+        load_model(Dropped(), inputs=(torch.zeros(2, 5),))
+
+
+def test_half_precision_becomes_float32():
+    module, x = NETS["mlp"]()
+    wanted = eager(module, x)
+    graph = load_model(module.half(), inputs=(x.half(),))
+    assert {str(kind.dtype) for kind in graph.types.values()} == {"float32"}
+    np.testing.assert_allclose(answers(graph, x.numpy())[0], wanted, atol=2e-2)
