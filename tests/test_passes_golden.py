@@ -8,7 +8,8 @@ from bitsmith.compiler.verify import verify
 from bitsmith.passes.simplify_moves import simplify_moves
 from golden_passes import FOLDER, PASSES, SEPARATOR, assert_equal_outputs, graph_from_text
 
-CASES = sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.glob("*/*.txt"))
+FILES = [file for name in PASSES for file in sorted((FOLDER / name).glob("*.txt"))]
+CASES = [file.relative_to(FOLDER).with_suffix("").as_posix() for file in FILES]
 
 
 def test_every_pass_has_a_golden_text():
