@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from . import verbs
 from .examples import EXAMPLES
 from .output import Output
 
-INTERRUPTED, READER_GONE = 130, 141  # as shells count: 128 and the signal's number
+INTERRUPTED = 130  # as shells count: 128 and SIGINT's number
 
 app = typer.Typer(
     name="bitsmith",
@@ -34,9 +33,6 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=words, prog_name="bitsmith")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        _drop_output()
-        sys.exit(READER_GONE)
     except Exception as error:
         raise SystemExit(_refuse(error, debug)) from error
 
@@ -56,11 +52,6 @@ def _refuse(error: Exception, debug: bool) -> int:
         "This is a fault of bitsmith: please report it, with the trace that --debug shows.", file=sys.stderr
     )
     return InternalError.exit_code
-
-
-def _drop_output() -> None:
-    """Sends what is still buffered nowhere, or Python would complain about the closed pipe on its way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +19,19 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 ProgressCall = Callable[[str, int, int], None]
+READER_GONE = 141  # as shells count: 128 and SIGPIPE's number
 PIPE_WIDTH = 160  # columns of a table that goes to a file or another program
 QUIET_SECONDS = 10.0  # between two progress lines of one stage, where no bar can be drawn
+
+
+class _Screen(Console):
+    """A console whose reader may go away, as `head` does: the program ends, and drops what it had to say."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Python would complain about the closed pipe when it flushes on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(READER_GONE)
 
 
 class Output:
@@ -27,13 +39,16 @@ class Output:
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
-        self.out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-        self.err = Console(stderr=True, highlight=False)
+        self.out = _Screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+        self.err = _Screen(stderr=True, highlight=False)
 
     def emit(self, data: Any, *shown: RenderableType) -> None:
         """The result: `data` as JSON when that was asked for, else what is `shown`."""
         if self.as_json:
-            print(json.dumps(plain(data), indent=2, allow_nan=False))
+            try:
+                print(json.dumps(plain(data), indent=2, allow_nan=False), flush=True)
+            except BrokenPipeError:
+                self.out.on_broken_pipe()
             return
         for part in shown:
             self.out.print(part)

@@ -11,6 +11,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -133,7 +134,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             _write_zip(file, arrays)
         os.replace(scratch, path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from .picture import Axis, Point, draw
 
 COMMAND = "bitsmith compile MODEL.onnx -o model.bitsmith --plan plan.json --calibration DATA --target {}"
 HERE = Path(__file__).parent
+RELATIVE_TO_FLOAT = ("KL", "SQNR")  # float32 itself has no place on these axes: it is perfect by definition
 MOST_NAMED = 8  # points of a picture that get their name beside them
 
 
@@ -28,7 +31,8 @@ def write_page(result: SearchResult, out: str | os.PathLike[str]) -> Path:
         scratch.write_text(text, encoding="utf-8")
         os.replace(scratch, place)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
         raise OutputError(f"cannot write the report {place}: {error.strerror or error}") from None
     return place
 
@@ -141,10 +145,9 @@ def _pictures(result: SearchResult) -> list[dict[str, Any]]:
     qualities = tables.qualities(result)
     latency = Axis("median latency", "ms", limits=_limits(bounds, "latency", 1e-3, result.float32.latency_us))
     size = Axis("size on disk", "MB", limits=_limits(bounds, "size", 1e-6, result.float32.size_bytes))
-    axes = [(latency, qualities[0]), (size, qualities[0])]
-    axes += [(latency, measure) for measure in qualities[1:] if measure.text in ("KL", "SQNR")][:1]
+    finer = [m for m in qualities[1:] if m.text in RELATIVE_TO_FLOAT][:1]
     drawn = []
-    for x, measure in axes:
+    for measure, x in product((qualities[0], *finer), (latency, size)):
         lower = measure.text == "KL"
         y = Axis(
             measure.text,
@@ -177,7 +180,7 @@ def _points(result: SearchResult, measure: tables.Measure, timed: bool) -> list[
     points = []
     for c in _distinct((*result.trials, *result.front, *result.baselines, result.best)):
         value = measure.get(c)
-        if value is None or (c.name == result.float32.name and measure.text in ("KL", "SQNR")):
+        if value is None or (c.name == result.float32.name and measure.text in RELATIVE_TO_FLOAT):
             continue
         kind = _kind(result, c, front)
         costs = f"{c.latency_us / 1e3:.3f} ms, {c.size_bytes / 1e6:.2f} MB"

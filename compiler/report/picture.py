@@ -105,8 +105,8 @@ def _nice(low: float, high: float, wanted: int = 6) -> list[float]:
     raw = (high - low) / wanted
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
-    first = math.ceil(low / step)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -65,7 +65,7 @@ def _ledger_row(row: LedgerRow, heaviest: float, slowest: float, worst: float) -
         (
             Cell(row.layer),
             Cell(row.op),
-            Cell(" × ".join(map(str, row.shape))),
+            Cell("×".join(map(str, row.shape))),
             Cell(row.choice, chip=True),
             number(row.bits, ".2f"),
             number(row.weight_bytes, ",.0f", heaviest),

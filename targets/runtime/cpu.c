@@ -16,6 +16,7 @@ static const struct {
     uint32_t leaf, subleaf;
     uint8_t reg, bit, state;
 } FEATURES[] = {
+    {"sse2", 1, 0, EDX, 26, NO_STATE},
     {"pni", 1, 0, ECX, 0, NO_STATE},
     {"ssse3", 1, 0, ECX, 9, NO_STATE},
     {"fma", 1, 0, ECX, 12, YMM},

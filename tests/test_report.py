@@ -1,0 +1,224 @@
+"""The report: one page that needs nothing else, says all that the search found, survives hostile names."""
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from bitsmith.compiler.measure import Quality
+from bitsmith.compiler.plan import Plan
+from bitsmith.compiler.report import render, write_page
+from bitsmith.compiler.report.picture import Axis, Point, Scale, draw
+from made_up_result import made_up_result
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)> {{ 7*7 }} & \' "'
+
+
+class Page(HTMLParser):
+    """Checks the nesting and collects what tests ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: dict[str, list[list[str]]] = {}
+        self.text: list[str] = []
+        self.table = ""
+        self.feed(text)
+        self.close()
+        assert not self.stack, f"not closed: {self.stack}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+        if tag == "table":
+            self.table = dict(attrs)["id"] or ""
+            self.rows[self.table] = []
+        if tag == "tr" and "tbody" in self.stack:
+            self.rows[self.table].append([])
+        if tag in ("td", "th") and "tbody" in self.stack:
+            self.rows[self.table][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack and self.stack.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if "tbody" in self.stack and self.stack[-1] in ("td", "th", "span"):
+            self.rows[self.table][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def result():
+    return made_up_result()
+
+
+@pytest.fixture(scope="module")
+def page(result):
+    return Page(render(result))
+
+
+def test_the_page_is_whole_and_fetches_nothing(page):
+    assert [tag for tag, _ in page.tags].count("html") == 1
+    for tag, attrs in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "img"), tag
+        assert not {"src", "href", "srcset", "action"} & set(attrs), (tag, attrs)
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert any(a.get("name") == "viewport" and "width=device-width" in a["content"] for _, a in page.tags)
+
+
+def test_nothing_in_it_names_an_address(result):
+    text = render(result)
+    assert not re.findall(r"(?:https?:|ftp:)?//[a-z]", text.replace("// Sorts", ""))
+    assert not re.search(r"@import|url\(", text)
+
+
+def test_every_layer_has_its_row(result, page):
+    rows = page.rows["ledger-table"]
+    assert [row[0] for row in rows] == [r.layer for r in result.ledger]
+    for row, r in zip(rows, result.ledger, strict=True):
+        assert row[3] == r.choice
+        assert row[4] == f"{r.bits:.2f}"
+        assert row[5] == f"{r.weight_bytes:,}"
+        assert row[8] == f"{r.predicted_us:.1f}"
+        assert row[9] == ("–" if r.measured_us is None else f"{r.measured_us:.1f}")
+        assert row[10] == f"{r.error_share:.1%}"
+        assert row[11] == r.reason
+
+
+def test_every_candidate_has_its_row(result, page):
+    chosen = result.best.name
+    names = [row[0].removesuffix(" (chosen)") for row in page.rows["trial-table"]]
+    assert names == [c.name for c in result.trials]
+    assert [row[0].removesuffix(" (chosen)") for row in page.rows["front-table"]] == [
+        c.name for c in result.front
+    ]
+    summary = page.rows["summary-table"]
+    assert [row[0] for row in summary] == ["float32", "int8", f"{chosen} (chosen)"]
+    assert summary[2][3] == (
+        f"{result.best.latency_us / 1e3:.3f} ± "
+        f"{result.best.latency.spread_us / 2e3 * result.best.latency_us / result.best.latency.median_us:.3f}"
+    )
+
+
+def test_additivity_machine_notes_and_plan_are_told(result, page):
+    assert page.rows["additivity-table"][0][3] == f"{2900 / 3050 - 1:+.1%}"
+    text = "".join(page.text)
+    for expected in (
+        result.machine.cpu,
+        "bitsmith 0.1.0",
+        result.notes[0],
+        "agreement>=0.98",
+        "All constraints are met",
+    ):
+        assert expected in text
+    assert result.best.plan.to_text().strip() in text
+
+
+def test_pictures_show_every_point_axes_and_limits(result, page):
+    svg = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", render(result), re.S)]
+    assert len(svg) == 4
+    latency = svg[0]
+    assert latency.get("role") == "img" and latency.find("title").text == "agreement against median latency"
+    points = latency.findall("g")
+    names = {c.name for c in result.trials}
+    assert {p.find("title").text.split(":")[0] for p in points} == names
+    words = [t.text for t in latency.iter("text")]
+    assert "median latency (ms)" in words and "agreement (%)" in words
+    assert "agreement>=0.98" in words and "latency<=8ms" in words
+    kl = {p.find("title").text.split(":")[0] for p in svg[2].findall("g")}
+    assert kl == names - {"float32"}, "float32 has no divergence from itself"
+
+
+def test_hostile_names_stay_text(result):
+    layers = tuple(replace(r, layer=HOSTILE, reason=HOSTILE) for r in result.ledger[:2])
+    best = replace(result.best, plan=Plan(HOSTILE, {HOSTILE: "int8"}), name=HOSTILE)
+    bad = replace(result, graph=HOSTILE, ledger=layers, best=best, front=(best,), notes=(HOSTILE,))
+    text = render(bad)
+    page = Page(text)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "alert(" not in re.search(r"<script>(.*?)</script>", text, re.S)[1]
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert page.rows["ledger-table"][0][0] == HOSTILE
+    assert "{{ 7*7 }}" in text
+
+
+def test_unmet_constraints_are_said(result):
+    text = render(replace(result, met=False))
+    assert "No plan met the constraints" in text and "All constraints are met" not in text
+
+
+def test_a_result_without_classes_constraints_or_finalists(result):
+    def plain(c):
+        return replace(c, quality=Quality(None, None, c.quality.sqnr_db, None, 42), predicted_us=None)
+
+    changes = {name: plain(getattr(result, name)) for name in ("float32", "int8", "best")}
+    lists = {name: tuple(plain(c) for c in getattr(result, name)) for name in ("front", "trials")}
+    bare = replace(result, **changes, **lists, constraints=(), additivity=(), notes=())
+    page = Page(render(bare))
+    text = "".join(page.text)
+    assert "No constraints." in text and "agreement against" not in text
+    assert "additivity-table" not in page.rows
+    assert "SQNR against median latency" in text
+
+
+def test_a_page_is_written_whole(result, tmp_path):
+    place = write_page(result, tmp_path / "deep" / "page.html")
+    assert place.read_text(encoding="utf-8") == render(result)
+    assert [f.name for f in place.parent.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_scales_map_ends_to_ends(log):
+    scale = Scale(1.0, 100.0, 50.0, 450.0, log)
+    assert (scale(1.0), scale(100.0)) == (50.0, 450.0)
+    assert scale(10.0) == pytest.approx(250.0 if log else 50 + 9 / 99 * 400)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0.0, 10.0, False, [0, 2, 4, 6, 8, 10]),
+        (2.9, 3.3, False, [2.9, 3.0, 3.1, 3.2, 3.3]),
+        (1e-5, 1e-2, True, [1e-5, 1e-4, 1e-3, 1e-2]),
+        (0.002, 0.03, True, [0.002, 0.005, 0.01, 0.02]),
+    ],
+)
+def test_ticks_are_round_numbers(low, high, log, expected):
+    assert Scale(low, high, 0, 1, log).ticks() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [0.0, 0.0], [-2.0, 5.0], [math.nan, 1.0, math.inf]])
+def test_any_points_make_a_picture(values):
+    points = [Point(v, v, "front", f"{v}", 0.1, "p") for v in values]
+    svg = ElementTree.fromstring(draw(points, Axis("x"), Axis("y"), "t"))
+    assert len(svg.findall("g")) == sum(map(math.isfinite, values))
+    for circle in svg.iter("circle"):
+        assert 0 <= float(circle.get("cx")) <= 560 and 0 <= float(circle.get("cy")) <= 380
+
+
+def test_a_picture_of_nothing_says_so():
+    svg = ElementTree.fromstring(draw([Point(1.0, 0.0, "front", "")], Axis("x"), Axis("y", log=True), "t"))
+    assert "nothing was measured" in "".join(svg.itertext())
+
+
+def test_labels_do_not_cover_each_other():
+    points = [Point(1 + i / 1000, 1.0, "front", "", 0.0, f"trial-{i}") for i in range(20)]
+    svg = ElementTree.fromstring(draw([*points, Point(9, 9, "best", "")], Axis("x"), Axis("y"), "t"))
+    boxes = [
+        (float(t.get("x")), float(t.get("y")), len(t.text))
+        for t in svg.iter("text")
+        if t.get("class", "").startswith("label")
+    ]
+    assert 1 <= len(boxes) < 20
+    for i, (x, y, n) in enumerate(boxes):
+        for other, y2, n2 in boxes[i + 1 :]:
+            assert abs(y - y2) >= 12 or x + 6 * n <= other or other + 6 * n2 <= x
