@@ -238,7 +238,8 @@ class _Import:
         constants = self.converter.constants
         if node.op == "Constant" or not foldable(proto, constants):
             return False
-        results = fold(proto, node.opset, constants, self.label)
+        known = [self.types[name] for name in node.outputs if name in self.types]
+        results = fold(proto, node.opset, constants, known, self.label)
         constants.update((name, array) for name, array in zip(node.outputs, results, strict=False) if name)
         return True
 

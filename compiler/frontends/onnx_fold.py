@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import ModelError
+from ..ir import TensorType
 from .onnx_read import first_line
 
 MAX_ELEMENTS = 1 << 26
@@ -53,14 +54,21 @@ def foldable(proto: Any, constants: Mapping[str, np.ndarray]) -> bool:
     return pure and all(name in constants for name in proto.input if name)
 
 
-def fold(proto: Any, opset: int, constants: Mapping[str, np.ndarray], label: str) -> list[np.ndarray]:
-    """The outputs of a foldable node. Raises ModelError when it cannot be computed, or would be huge."""
+def fold(
+    proto: Any, opset: int, constants: Mapping[str, np.ndarray], known: Sequence[TensorType], label: str
+) -> list[np.ndarray]:
+    """The outputs of a foldable node; `known` are types of them that were inferred.
+
+    Raises ModelError when they cannot be computed, or would be huge.
+    """
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     inputs = {name: constants[name] for name in proto.input if name}
     where = f"{label}: constant node {proto.name or proto.output[0]!r} ({proto.op_type})"
-    _check_size(proto, inputs, where)
+    size = max((kind.size for kind in known), default=_most_elements(proto, inputs))
+    if not size <= MAX_ELEMENTS:
+        raise ModelError(f"{where} makes a constant of more than {MAX_ELEMENTS} numbers, or of unknown size")
     graph = onnx.helper.make_graph(
         [proto],
         "constant",
@@ -82,20 +90,20 @@ def _plain(array: Any) -> np.ndarray:
     return array.astype(np.float32) if array.dtype in (np.float64, np.float16) else array
 
 
-def _check_size(proto: Any, inputs: Mapping[str, np.ndarray], where: str) -> None:
-    if proto.op_type not in _GROWING:
-        return
+def _most_elements(proto: Any, inputs: Mapping[str, np.ndarray]) -> float:
+    """A bound on the elements of a node's output whose type is not known."""
     arrays = [inputs[name] for name in proto.input if name]
-    data = arrays[0].size if arrays else 1
     factors = {
         "ConstantOfShape": lambda: _product(arrays[0]),
-        "Expand": lambda: data * _product(np.maximum(arrays[1], 1)),
-        "Tile": lambda: data * _product(arrays[1]),
+        "Expand": lambda: arrays[0].size * _product(np.maximum(arrays[1], 1)),
+        "Tile": lambda: arrays[0].size * _product(arrays[1]),
         "Range": lambda: abs(float(arrays[1]) - float(arrays[0])) / max(abs(float(arrays[2])), 1e-30),
     }
-    size = factors.get(proto.op_type, lambda: np.inf)()
-    if not size <= MAX_ELEMENTS:
-        raise ModelError(f"{where} makes a constant of more than {MAX_ELEMENTS} numbers, or of unknown size")
+    if proto.op_type in factors:
+        return factors[proto.op_type]()
+    # The others at most combine each element of one input with each of another (broadcasts, products).
+    sizes = sorted(max(array.size, 1) for array in arrays)
+    return float("inf") if proto.op_type in _GROWING else _product(np.array(sizes[-2:]))
 
 
 def _product(sizes: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,22 @@ def _parse(path: Path) -> Any:
         model.ParseFromString(data)
     except DecodeError:
         raise ModelError(f"{path}: not an ONNX model, or damaged (the download may be incomplete)") from None
+    if any(isinstance(text, bytes) for text in _texts(model)):
+        raise ModelError(f"{path}: damaged: it has names that are not text")
     if not model.ir_version or not model.HasField("graph"):
         raise ModelError(f"{path}: not an ONNX model, or damaged (it has no version or no graph)")
     return model
+
+
+def _texts(message: Any) -> Iterator[str | bytes]:
+    """All strings of a protobuf message; protobuf gives those that are not valid UTF-8 as bytes."""
+    for field, value in message.ListFields():
+        values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+        if field.type == field.TYPE_STRING:
+            yield from values
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in values:
+                yield from _texts(inner)
 
 
 def _load_external(model: Any, path: Path) -> None:

@@ -138,7 +138,7 @@ def _unconvertible(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     try:
         exported = torch.export.export(module, args, kwargs)
     except RuntimeError:
-        # It traces only in the exporter's other ways; the exporter's own message then names the first operator.
+        # It traces only in the exporter's other ways; the exporter's own message names the first operator.
         return Counter()
     registry = _registration.ONNXRegistry.from_torchlib()
     exported = _core._prepare_exported_program_for_export(exported, registry=registry)
