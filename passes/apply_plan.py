@@ -30,10 +30,11 @@ from .scan import Scan, attr
 from .storage import MOVING, choose_storage
 
 
-def apply_plan(graph: Graph, plan: Plan, ranges: Ranges | None) -> Graph:
+def apply_plan(graph: Graph, plan: Plan, ranges: Ranges | None, *, pair_bound: bool = False) -> Graph:
     """The graph with int8 layers where the plan says so. Where all stay float32 it is the graph itself.
 
-    `ranges` (of the same graph) may be None when no layer is int8.
+    `ranges` (of the same graph) may be None when no layer is int8. `pair_bound`: the target multiplies faster where
+    int8 weights keep the bound of passes/pair_bound.py (Target.pair_bound says so).
     Raises PlanError when the plan does not fit the graph or ranges are needed and missing, InputError when
     the ranges are for another graph, ModelError for weights that are not finite.
     """
@@ -42,7 +43,7 @@ def apply_plan(graph: Graph, plan: Plan, ranges: Ranges | None) -> Graph:
         return graph
     if ranges is None:
         raise PlanError("the plan has int8 layers: calibration samples are needed to choose their ranges")
-    planner = _Planner(graph, plan, ranges)
+    planner = _Planner(graph, plan, ranges, pair_bound)
     for node in graph.nodes:
         planner.visit(node)
     return verify(remove_dead_code(planner.scan.finish()), "applying the plan")
@@ -65,7 +66,8 @@ def conversions(graph: Graph) -> dict[str, int]:
 class _Planner:
     """Walks the graph once and emits each node in its new form."""
 
-    def __init__(self, graph: Graph, plan: Plan, ranges: Ranges) -> None:
+    def __init__(self, graph: Graph, plan: Plan, ranges: Ranges, pair_bound: bool) -> None:
+        self.pair_bound = pair_bound
         self.ranges = ranges
         self.scan = Scan(graph)
         self.stored = choose_storage(graph, plan, ranges)
@@ -93,7 +95,9 @@ class _Planner:
         x = self._read(value)
         params = self.scan.params
         means = self.ranges.means.get(node.name)
-        w = quantise_weights(node.name, params[weight], params[bias] if bias else None, x[1].scale, means)
+        real_bias = params[bias] if bias else None
+        axis = self._pair_axis(node)
+        w = quantise_weights(node.name, params[weight], real_bias, x[1].scale, means, axis)
         folded = node.output in self.stored and attr(node, "act") in ("none", "clip")
         factor = self.stored[node.output].inverse if folded else 1.0
         scale = (w.scale * (x[1].scale * factor)).astype(np.float32)
@@ -106,6 +110,13 @@ class _Planner:
         )
         attrs = {"x_zero": x[1].zero} | self._residual(node, factor) | self._written(node, folded)
         return inputs, {**node.attrs, **attrs}
+
+    def _pair_axis(self, node: Node) -> int | None:
+        """The weight's axis along which pairs are bounded; None where the target or the layer has no use for it."""
+        shape = self.scan.params[node.inputs[1]].shape
+        planar = str(attr(node, "layout")).startswith("NCHW") if node.op == "conv2d" else False
+        axis = 3 if planar else 1
+        return axis if self.pair_bound and shape[axis] > 1 else None
 
     def _read(self, value: str) -> tuple[str, QParams]:
         """The uint8 form of a value and its parameters; made here if nobody stores it so."""

@@ -17,6 +17,7 @@ class Isa:
     lanes      float32 values in a vector register
     registers  vector registers that a kernel may use
     dot        how uint8 x int8 products are summed: a row of kernels/mac.py
+    pair_dot   a faster row for weights in bounded pairs (passes/pair_bound.py), "" when there is none
     macs       float32 / int8 multiply-adds per cycle of one core at best, for the tile model and rooflines
     """
 
@@ -27,6 +28,7 @@ class Isa:
     lanes: int
     registers: int
     dot: str
+    pair_dot: str
     macs: tuple[int, int]
 
 
@@ -37,10 +39,10 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa("avx512-vnni", X86, "cascadelake", (*_AVX512, "avx512_vnni"), 16, 32, "vnni512", (32, 128)),
-        Isa("avx512", X86, "skylake-avx512", _AVX512, 16, 32, "madd512", (32, 64)),
-        Isa("avx2", X86, "haswell", _AVX2, 8, 16, "madd256", (16, 32)),
-        Isa("x86-64", X86, "x86-64", ("sse2",), 4, 16, "portable", (8, 4)),
+        Isa("avx512-vnni", X86, "cascadelake", (*_AVX512, "avx512_vnni"), 16, 32, "vnni512", "", (32, 128)),
+        Isa("avx512", X86, "skylake-avx512", _AVX512, 16, 32, "madd512", "ubs512", (32, 64)),
+        Isa("avx2", X86, "haswell", _AVX2, 8, 16, "madd256", "ubs256", (16, 32)),
+        Isa("x86-64", X86, "x86-64", ("sse2",), 4, 16, "portable", "", (8, 4)),
     )
 }
 """Best first."""

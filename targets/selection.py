@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from ..compiler.ops.conv import in_layout, nchw, out_layout
 from .call import KernelCall, Weights
 from .isa import Isa
 from .kernels.depthwise import MAX_TAPS, DepthwiseSpec, pack_depthwise, pad_channels
-from .kernels.epilogue import Epilogue
-from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights
+from .kernels.epilogue import Epilogue, small
+from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
 
@@ -39,22 +40,31 @@ def _epilogue(graph: Graph, node: Node, a: dict[str, Any]) -> Epilogue:
         acc_dtype="int32" if quantised else "float32",
         bias=bool(_operand(node, 2)) or (quantised and a["x_zero"] != 0),
         scale=bool(scale),
+        narrow=quantised and small(_largest(graph, scale), a["r_scale"], a["act"], a["y_inv"], a["out_dtype"]),
         residual=graph.type_of(residual).dtype if residual else "",
         **{k: a[k] for k in ("r_scale", "r_zero", "act", "lo", "hi", "alpha", "y_inv", "y_zero", "out_dtype")},
     )
+
+
+def _largest(graph: Graph, scale: str) -> float:
+    """The largest magnitude of a scale operand; infinite when it is not known."""
+    values = graph.params.get(scale)
+    return math.inf if values is None else float(np.abs(values).max(initial=0.0))
 
 
 def _known_weights(graph: Graph, node: Node) -> bool:
     return all(v in graph.params for i, v in enumerate(node.inputs) if v and i in (1, 2, 4))
 
 
-def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str) -> KernelCall:
+def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> KernelCall:
     """Operands of an implicit matrix product; weights are packed when asked for."""
     w, bias, scale, residual = (_operand(node, i) for i in (1, 2, 4, 3))
+    four = graph.params[w].reshape(spec.oc, -1, *spec.kernel)
+    if spec.dot and isa.pair_dot and pairs_bounded(spec, four):
+        spec = replace(spec, dot=isa.pair_dot)
     e = spec.epilogue
     padded = spec.groups * spec.vectors * spec.lanes
     k = spec.segments * spec.run_steps * spec.mac.group
-    four = graph.params[w].reshape(spec.oc, -1, *spec.kernel)
 
     def pack_bias() -> np.ndarray:
         values = graph.params[bias] if bias else np.zeros(spec.oc, e.acc_dtype)
@@ -106,7 +116,7 @@ def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall
         x_zero=a["x_zero"],
         epilogue=_epilogue(graph, node, a),
     )
-    return _gemm_call(graph, node, spec, node.inputs[0])
+    return _gemm_call(graph, node, spec, node.inputs[0], isa)
 
 
 def _depthwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall:
@@ -165,7 +175,7 @@ def _linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall
         x_zero=a["x_zero"],
         epilogue=_epilogue(graph, node, a),
     )
-    return _gemm_call(graph, node, spec, node.inputs[0])
+    return _gemm_call(graph, node, spec, node.inputs[0], isa)
 
 
 def _flat(node: Node, isa: Isa, inputs: tuple[tuple[str, float, int], ...], **rest: AttrValue) -> KernelCall:

@@ -24,6 +24,11 @@ class Target:
         """CPU features that the artifact needs, by their names in /proc/cpuinfo."""
         return self.isa.features
 
+    @property
+    def pair_bound(self) -> bool:
+        """int8 products are faster where weights keep the bound of passes/pair_bound.py."""
+        return bool(self.isa.pair_dot)
+
     @cached_property
     def runs_here(self) -> bool:
         """Kernels for it can be measured on this machine."""

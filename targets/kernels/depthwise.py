@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import emit
-from .epilogue import Epilogue
+from .epilogue import Epilogue, quantise
 from .partial import load_part, store_part
 
 TILE = 7
@@ -217,7 +217,8 @@ class _Depthwise:
     def finish(self, acc: Any, out: Any, block: Any, pixels: int, valid: int) -> None:
         s, e = self.spec, self.spec.epilogue
         scale = emit.load(self.buffers["scale"], block * s.lanes, s.lanes) if e.scale else None
-        for i in range(pixels):
+
+        def ready(i: int) -> Any:
             value = emit.load(acc, i)
             if s.quantised:
                 # Back to int32 for the bias: the sum with it may exceed what float32 holds exactly.
@@ -225,4 +226,15 @@ class _Depthwise:
                 value = value + emit.load(self.buffers["bias"], block * s.lanes, s.lanes) if e.bias else value
             at = out + i * s.c
             residual = load_part(self.buffers["residual"], e.residual, at, s.lanes, valid) if e.residual else None
-            store_part(self.buffers["y"], e.out_dtype, at, e.finish(value, scale, residual, s.lanes), s.lanes, valid)
+            return e.activated(value, scale, residual, s.lanes)
+
+        together = e.pairs(s.lanes) and valid == s.lanes
+        for i in range(0, pixels, 2 if together else 1):
+            if together and i + 1 < pixels:
+                both = emit.bits(e.quantise_pair(ready(i), ready(i + 1)), "int64", 2)
+                for j in range(2):
+                    half = emit.bits(emit.shuffle(both, (j,)), "uint8", 8)
+                    emit.store(self.buffers["y"], out + (i + j) * s.c, half, s.lanes)
+            else:
+                value = quantise(ready(i), e, s.lanes)
+                store_part(self.buffers["y"], e.out_dtype, out + i * s.c, value, s.lanes, valid)

@@ -60,6 +60,11 @@ def intrinsic(name: str, dtype: str, *args: Any) -> Any:
     return ib.call_llvm_pure_intrin(ib.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
 
+def shuffle(value: Any, lanes: tuple[int, ...]) -> Any:
+    """The chosen lanes of a vector, in that order."""
+    return tirx.Shuffle([value], [tirx.const(i, "int32") for i in lanes])
+
+
 def local(size: int, dtype: str) -> Any:
     """Memory on the stack; the annotation keeps TVM from asking a runtime for it. LLVM turns small constant-indexed ones into registers."""
     return ib.alloc_buffer((size,), dtype, scope="global", annotations={"disable_lower_builtin": True})

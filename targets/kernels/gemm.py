@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import emit
+from .epilogue import quantise
 from .gemm_spec import UNROLL_STEPS, GemmSpec, gemm_params
 from .partial import load_part, store_part
 
@@ -201,17 +202,24 @@ class _Gemm:
         last = vectors == s.vectors - (s.vectors - 1) // s.tile[1] * s.tile[1] and s.group_oc % s.lanes
         partial = s.group_oc % s.lanes if last else 0
 
-        def put(i: int, v: int, valid: int) -> None:
+        def ready(i: int, v: int, valid: int) -> Any:
             at = out + i * s.oc + v * s.lanes
             scale = emit.load(self.buffers["scale"], channel + v * s.lanes, s.lanes) if e.scale else None
             residual = load_part(self.buffers["residual"], e.residual, at, s.lanes, valid) if e.residual else None
-            value = e.finish(emit.load(acc, i * vectors + v), scale, residual, s.lanes)
-            store_part(self.buffers["y"], e.out_dtype, at, value, s.lanes, valid)
+            return e.activated(emit.load(acc, i * vectors + v), scale, residual, s.lanes)
 
         def all_of(valid: int) -> None:
             for i in range(rows):
+                whole = vectors if valid == s.lanes else vectors - 1
                 for v in range(vectors):
-                    put(i, v, valid if v == vectors - 1 else s.lanes)
+                    at = out + i * s.oc + v * s.lanes
+                    if e.pairs(s.lanes) and v + 1 < whole and v % 2 == 0:
+                        value = e.quantise_pair(ready(i, v, s.lanes), ready(i, v + 1, s.lanes))
+                        emit.store(self.buffers["y"], at, value, 2 * s.lanes)
+                    elif not (e.pairs(s.lanes) and v < whole and v % 2):
+                        here = valid if v == vectors - 1 else s.lanes
+                        value = quantise(ready(i, v, here), e, s.lanes)
+                        store_part(self.buffers["y"], e.out_dtype, at, value, s.lanes, here)
 
         final = (s.vectors - 1) // s.tile[1]
         if not partial:

@@ -91,7 +91,7 @@ class GemmSpec:
 
     @cached_property
     def tile(self) -> tuple[int, int]:
-        return best_tile(self.ow, self.vectors, self.registers, self.mac.group)
+        return best_tile(self.ow, self.vectors, self.registers, self.mac.cost)
 
     @cached_property
     def columns(self) -> Split:
@@ -167,8 +167,7 @@ def gemm_params(spec: GemmSpec) -> list[tuple[str, str]]:
 def pack_weights(spec: GemmSpec, w: np.ndarray) -> np.ndarray:
     """`w` [oc, c/groups, kh, kw] as B: flat, of the multiply's element type."""
     g, step = spec.groups, spec.mac.group
-    order = (0, 2, 3, 4, 1) if spec.nchw_in else (0, 3, 4, 2, 1)
-    k = w.reshape(g, spec.group_oc, *w.shape[1:]).transpose(order).reshape(g, spec.segments, spec.run, spec.group_oc)
+    k = _runs(spec, w)
     k = np.pad(k, ((0, 0), (0, 0), (0, spec.run_steps * step - spec.run), (0, spec.vectors * spec.lanes - spec.group_oc)))
     k = k.reshape(g, spec.segments * spec.run_steps, step, spec.vectors * spec.lanes)
     width = spec.tile[1] * spec.lanes
@@ -178,6 +177,21 @@ def pack_weights(spec: GemmSpec, w: np.ndarray) -> np.ndarray:
         for at in range(0, spec.vectors * spec.lanes, width)
     ]
     return np.concatenate(blocks).astype(spec.mac.b_dtype)
+
+
+def _runs(spec: GemmSpec, w: np.ndarray) -> np.ndarray:
+    """`w` as [group, segment, place in the run, output channel]: the order in which k is walked."""
+    order = (0, 2, 3, 4, 1) if spec.nchw_in else (0, 3, 4, 2, 1)
+    split_up = w.reshape(spec.groups, spec.group_oc, *w.shape[1:]).transpose(order)
+    return split_up.reshape(spec.groups, spec.segments, spec.run, spec.group_oc)
+
+
+def pairs_bounded(spec: GemmSpec, w: np.ndarray) -> bool:
+    """No two int8 weights that a `ubs` step adds up in 16 bits can overflow them: 255 * (w0 + w1) fits, negative ones too."""
+    k = _runs(spec, w).astype(np.int32)
+    pairs = np.pad(k, ((0, 0), (0, 0), (0, spec.run % 2), (0, 0))).reshape(spec.groups, spec.segments, -1, 2, spec.group_oc)
+    positive, negative = np.maximum(pairs, 0).sum(3), np.maximum(-pairs, 0).sum(3)
+    return bool(max(positive.max(initial=0), negative.max(initial=0)) * 255 <= 32767)
 
 
 def pack_channels(spec: GemmSpec, values: np.ndarray) -> np.ndarray:

@@ -2,10 +2,13 @@
 
     float32    acc[n] += a * b[n]                                 group 1
     vnni       acc[n] += sum of 4 uint8 * int8                    group 4, vpdpbusd
+    ubs        acc[n] += sum of 4 uint8 * int8                    group 4, vpmaddubsw then vpmaddwd; weights in bounded pairs only
     madd       acc[n] += sum of 2 int16 * int16                   group 2, vpmaddwd; A widened to int16 when it is packed, B when it is loaded
     portable   acc[n] += int32 * int32                            group 1
 
-All integer rows give the exact int32 sum: none saturates on the way (vpmaddubsw would, at int16).
+All integer rows give the exact int32 sum. `ubs` would saturate at int16 for large weights: it is chosen only where the weights of
+every pair keep passes/pair_bound.py's bound. It does a third more products a cycle than `madd` (measured on Zen 3, where integer
+additions have three ports: 178 against 135 GOP/s at 90 GF/s of float32).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
+from .tiling import Cost
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Mac:
     b_dtype: str
     acc_dtype: str
     lanes: int
+    cost: Cost = Cost()
 
     def zero(self) -> Any:
         return emit.splat(0.0 if self.acc_dtype == "float32" else 0, self.acc_dtype, self.lanes)
@@ -51,6 +56,14 @@ class Mac:
         if self.group == 1:
             return acc + a * b
         out = emit.vector("int32", self.lanes)
+        if self.name.startswith("ubs"):
+            pairs = emit.vector("int16", 2 * self.lanes)
+            names = {
+                16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+                8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+            }[self.lanes]
+            sums = emit.intrinsic(names[0], pairs, emit.bits(a, "int8", 4 * self.lanes), b)
+            return acc + emit.intrinsic(names[1], out, sums, emit.splat(1, "int16", 2 * self.lanes))
         if self.group == 4:
             name = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}[self.lanes]
             return emit.intrinsic(name, out, acc, emit.bits(a, "int8", 4 * self.lanes), b)
@@ -62,12 +75,17 @@ def float_mac(lanes: int) -> Mac:
     return Mac("float32", 1, "float32", "float32", "float32", lanes)
 
 
+MADD = Cost(operations=2, widen=1, spare=2)
+UBS = Cost(operations=3, spare=2)
+
 INT8_MACS = {
     mac.name: mac
     for mac in (
         Mac("vnni512", 4, "uint8", "int8", "int32", 16),
-        Mac("madd512", 2, "int16", "int8", "int32", 16),
-        Mac("madd256", 2, "int16", "int8", "int32", 8),
+        Mac("ubs512", 4, "uint8", "int8", "int32", 16, UBS),
+        Mac("ubs256", 4, "uint8", "int8", "int32", 8, UBS),
+        Mac("madd512", 2, "int16", "int8", "int32", 16, MADD),
+        Mac("madd256", 2, "int16", "int8", "int32", 8, MADD),
         Mac("portable", 1, "uint8", "int8", "int32", 4),
     )
 }
