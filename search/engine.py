@@ -51,6 +51,7 @@ def run_search(
     with Session(evaluator, settings, memory, tell, started=started) as session:
         session.notes += evaluator.notes
         memory.recover()
+        memory.register()
         session.load_finished()
         if session.candidates:
             session.notes.append(
@@ -148,7 +149,7 @@ def _write(place: Path, final: Final, result: SearchResult) -> SearchResult:
 
 
 def _write_front(place: Path, final: Final, front: Sequence[Candidate]) -> dict[str, Path]:
-    """Plans as front/NAME.json, artifacts of those that were finalists as front/NAME; replaces an older front."""
+    """Plans as front/NAME.json, artifacts of finalists as front/NAME; replaces an older front."""
     scratch, target, old = place / f".{FRONT}.{os.getpid()}", place / FRONT, place / f".{FRONT}.old"
     kept = {}
     try:

@@ -89,7 +89,7 @@ class Evaluator(Protocol):
         """Compiles the plan."""
 
     def quality(self, built: Built, part: str) -> Quality:
-        """Against the float model: on the search samples ("search"), or those and the held-out ones ("confirm")."""
+        """Against the float model on the samples of the part; "confirm" takes in those of "search"."""
 
     def latency(
         self, builds: Mapping[str, Built], *, repeats: int, seconds: float, threads: int | None = None

@@ -79,6 +79,7 @@ def _itself(bound: float) -> float:
 
 
 PLAIN = {"": 1.0}
+DECIBELS = {"": 1.0, "dB": 1.0}
 SHARES = {"": 1.0, "%": 0.01}
 TIMES = {"us": 1.0, "ms": 1e3, "s": 1e6}
 SIZES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
@@ -92,7 +93,7 @@ METRICS: Mapping[str, Metric] = {
     "score": Metric(True, PLAIN, lambda r, base, z: r.quality.score, _itself, lowest=-math.inf, needs=SCORE),
     "score_drop": Metric(False, PLAIN, _score_drop, _itself, needs=SCORE),
     "kl": Metric(False, PLAIN, _kl, _itself),
-    "sqnr": Metric(True, {"": 1.0, "dB": 1.0}, lambda r, base, z: r.quality.sqnr_db, _itself),
+    "sqnr": Metric(True, DECIBELS, lambda r, base, z: r.quality.sqnr_db, _itself, lowest=-math.inf),
     "latency": Metric(
         False, TIMES, lambda r, base, z: r.latency_us * (1 + z * r.latency_noise), _itself, lowest=1e-6
     ),

@@ -101,7 +101,7 @@ def _why_float(name: str, evidence: Evidence, share: float | None) -> str:
     if share is None:
         return f"float32: so in the best plan measured that meets {wanted} (int8 would be {times})"
     effect = _effect(evidence.sensitivity.get(name))
-    return f"float32: {share:.0%} of the error of all layers{effect}, kept to meet {wanted} (int8 would be {times})"
+    return f"float32: {share:.0%} of all layers' error{effect}, kept to meet {wanted} (int8 would be {times})"
 
 
 def _effect(sensitivity: Sensitivity | None) -> str:

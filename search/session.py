@@ -21,7 +21,7 @@ FLOAT, INT8 = "float32", "int8"
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. `trials`: plans to measure beside the baselines; `timeout`: seconds, None for none."""
+    """What was asked for. `trials`: plans beside the baselines; `timeout`: seconds, None for none."""
 
     objectives: tuple[str, ...] = ("quality", "latency", "size")
     constraints: tuple[Constraint, ...] = ()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHOICES = ("float32", "int8")
 IDENTITY, RECORD, WORKER, ORIGIN = "bitsmith:identity", "candidate", "worker", "origin"
-UNCLAIMED_SECONDS = 10.0  # between asking for a trial and writing who works on it
+UNCLAIMED_SECONDS = 10.0  # the most that lies between asking for a trial and writing who works on it
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,23 @@ class Study:
         with _storage_errors(self.name):
             self._study.tell(proposal.handle, state=TrialState.FAIL)
 
+    def register(self) -> None:
+        """Tells other processes that this one works on the study."""
+        self.remember(f"{WORKER}:{this_worker()}", True)
+
+    def workers(self) -> list[str]:
+        """All processes that have ever worked on the study."""
+        return [
+            key.removeprefix(f"{WORKER}:") for key in self._study.user_attrs if key.startswith(f"{WORKER}:")
+        ]
+
     def recover(self) -> int:
         """Marks trials whose process has died as failed, queues their plans again, returns their number."""
         from optuna.trial import TrialState
 
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        dead = [t for t in running if _is_dead(t)]
+        others = [w for w in self.workers() if w != this_worker() and not has_ended(w)]
+        dead = [t for t in running if _is_dead(t, alone=not others)]
         for trial in dead:
             with _storage_errors(self.name):
                 self._study.tell(trial.number, state=TrialState.FAIL)
@@ -216,15 +227,19 @@ def _started(pid: int) -> str:
         return ""
 
 
-def _is_dead(trial: Any) -> bool:
-    """Whether the process that works on the trial ran on this host and is gone."""
-    worker = trial.user_attrs.get(WORKER)
-    if worker is None:
-        return (
-            trial.datetime_start is None or time.time() - trial.datetime_start.timestamp() > UNCLAIMED_SECONDS
-        )
+def has_ended(worker: str) -> bool:
+    """Whether that process ran on this host and is gone; one on another host may always be alive."""
     host, pid, started = worker.split(" ")
     return host == socket.gethostname() and _started(int(pid)) != started
+
+
+def _is_dead(trial: Any, alone: bool) -> bool:
+    """Whether nobody works on the trial any more. `alone`: no other process works on the study."""
+    worker = trial.user_attrs.get(WORKER)
+    if worker is not None:
+        return has_ended(worker)
+    age = time.time() - trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+    return alone or age > UNCLAIMED_SECONDS
 
 
 @contextmanager

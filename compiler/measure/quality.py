@@ -49,10 +49,13 @@ class Quality:
         return Quality(**data)
 
 
-def quality(reference: Outputs, outputs: Outputs, labels: Labels | None = None) -> Quality:
+def quality(
+    reference: Outputs, outputs: Outputs, labels: Labels | None = None, *, score: float | None = None
+) -> Quality:
     """Quality of `outputs` against `reference`, the float model's on the same inputs.
 
-    `labels`: class index of every row of the first output, in order (one per picture for a classifier).
+    `labels`: class index of every row of the first output, in order (one per picture for a classifier);
+    `score`: what the caller's own function returned, kept as it is.
     Raises InputError when the runs do not match or the labels do not fit.
     """
     if not reference or len(reference) != len(outputs):
@@ -65,7 +68,7 @@ def quality(reference: Outputs, outputs: Outputs, labels: Labels | None = None) 
     if ref[0].ndim == 0 or ref[0].shape[-1] < 2:
         if labels is not None:
             raise InputError(f"labels need a classifier: output {names[0]!r} has shape {ref[0].shape}")
-        return Quality(None, None, sqnr[names[0]], None, items, outputs=sqnr)
+        return Quality(None, None, sqnr[names[0]], None, items, outputs=sqnr, score=score)
     classes = ref[0].shape[-1]
     a, b = (np.concatenate([np.asarray(x, np.float64).reshape(-1, classes) for x in xs]) for xs in (ref, out))
     divergence = _kl_rows(a, b).reshape(items, -1).mean(axis=1)
@@ -77,6 +80,7 @@ def quality(reference: Outputs, outputs: Outputs, labels: Labels | None = None) 
         n=items,
         kl_error=float(divergence.std() / math.sqrt(items)),
         outputs=sqnr,
+        score=score,
     )
 
 

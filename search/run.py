@@ -1,0 +1,110 @@
+"""`bitsmith.search`: a network, a chip and samples in; the best plan, the front and the reasons out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from ..compiler.calibrate import calibrate
+from ..compiler.database import Database
+from ..compiler.errors import InputError, TargetError
+from ..compiler.ir import Graph
+from ..compiler.machine import this_machine
+from ..compiler.measure.quality import Labels
+from ..compiler.plan import Calibration
+from ..compiler.samples import Samples
+from ..passes.prepare import prepare
+from .compiled import CompiledEvaluator
+from .data import Data, Score, split
+from .engine import run_search
+from .evaluator import Names, Progress
+from .objectives import OBJECTIVES, check_objectives, parse_constraints
+from .result import SearchResult
+from .session import Settings
+
+MOST_THREADS = 256
+
+
+def search(
+    graph: Graph,
+    *,
+    target: str = "host",
+    calibration: Samples,
+    evaluate: Samples | Score | None = None,
+    labels: Labels | None = None,
+    objectives: Sequence[str] = OBJECTIVES,
+    constraints: Sequence[str] = (),
+    trials: int = 40,
+    timeout: float | None = None,
+    study: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+    database: Database | None = None,
+) -> SearchResult:
+    """Chooses float32 or int8 for each layer, by measured time and quality. compiler/pipeline/searching.py
+    has the arguments; `database` holds the kernel times (the shared one by default).
+
+    Raises InputError for arguments that do not fit, TargetError when the target's code cannot run here,
+    OutputError.
+    """
+    from ..targets.target import resolve
+
+    settings = _settings(objectives, constraints, trials, timeout, threads, seed)
+    chip = resolve(target)
+    if not chip.runs_here:
+        raise TargetError(
+            f"target {chip.name} needs CPU features that this machine lacks: a search measures, so run "
+            "it on such a machine, or compile with a plan instead"
+        )
+    data = split(graph, calibration, evaluate, labels)
+    tell = progress or (lambda stage, done, total: None)
+    prepared = prepare(graph)
+    ranges = calibrate(
+        prepared, data.calibration, progress=lambda done, total: tell("calibration", done, total)
+    )
+    names = Names(graph.name, graph.content_hash, chip.name, chip.fingerprint, this_machine())
+    evaluator = CompiledEvaluator(
+        graph=prepared,
+        ranges=ranges,
+        target=chip,
+        data=data,
+        names=names,
+        identity=_identity(names, data, ranges.calibration),
+        database=database or Database(),
+        threads=threads,
+    )
+    return run_search(evaluator, settings, study=study, out=out, progress=tell)
+
+
+def _settings(
+    objectives: Sequence[str],
+    constraints: Sequence[str],
+    trials: int,
+    timeout: float | None,
+    threads: int,
+    seed: int,
+) -> Settings:
+    """Checked before anything slow begins."""
+    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 0:
+        raise InputError(f"trials must be an integer >= 0, got {trials!r}")
+    if timeout is not None and not timeout >= 0:
+        raise InputError(f"timeout must be seconds >= 0 or None, got {timeout!r}")
+    if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads must be an integer from 1 to {MOST_THREADS}, got {threads!r}")
+    return Settings(
+        check_objectives(objectives), parse_constraints(constraints), trials, timeout, threads, seed
+    )
+
+
+def _identity(names: Names, data: Data, calibration: Calibration) -> dict[str, str]:
+    """What trials of one study share. The fingerprint is of the very CPU: times of two do not compare."""
+    score = getattr(data.score, "__qualname__", type(data.score).__name__) if data.score else "none"
+    return {
+        "graph": f"{names.graph} {names.graph_hash[:16]}",
+        "target": f"{names.target} {names.fingerprint}",
+        "samples": data.digest[:16],
+        "score": score,
+        "calibration": f"{calibration.method} {calibration.percentile}",
+    }
