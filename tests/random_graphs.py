@@ -142,9 +142,23 @@ def softmax(c: Composer) -> None:
     c.add("softmax", axis=c.pick(1, 2, 3))
 
 
-FLOAT_STEPS = (conv, batch_norm, activation, relu, gate, residual, arithmetic, pad, pool, concat)
+def bottleneck(c: Composer) -> None:
+    """Two convolutions and what came in, in any of the ways that models end such a block."""
+    x, n = c.x, c.shape()[1]
+    for kernel in (1, c.pick(1, 3)):
+        weight = c.param(n, n, kernel, kernel)
+        c.b.params[weight] *= np.float32((3 / (n * kernel**2)) ** 0.5)
+        c.add("conv2d", [c.x, weight], pads=(kernel // 2,) * 4)
+        if kernel == 1 or c.rng.integers(4) == 0:
+            relu(c)
+    c.add("add", c.pick([c.x, x], [x, c.x]))
+    if c.rng.integers(2):
+        relu(c)
+
+
+FLOAT_STEPS = (conv, bottleneck, batch_norm, activation, relu, gate, residual, arithmetic, pad, pool, concat)
 FLOAT_STEPS += (squeeze_excite, channels_last, cut, softmax)
-PLAIN_STEPS = (conv, conv, conv, relu, residual, pool, concat, squeeze_excite, pad)
+PLAIN_STEPS = (conv, conv, bottleneck, bottleneck, relu, residual, pool, concat, squeeze_excite, pad)
 """Steps through which rounding errors do not grow."""
 
 
