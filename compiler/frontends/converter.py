@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..builder import GraphBuilder
-from ..ir import AttrValue, Graph, Node, TensorType
+from ..ir import DTYPES, AttrValue, Graph, Node, TensorType
 from ..ops import OPS
 
 Result = str | np.ndarray
@@ -82,6 +82,13 @@ class Converter:
         """Type of a value of the graph."""
         return self.builder.types[value]
 
+    def define(self, name: str, result: Result) -> None:
+        """What the ONNX value became."""
+        if isinstance(result, str):
+            self.values[name] = result
+        else:
+            self.constants[name] = result
+
     def constant(self, node: OnnxNode, index: int) -> np.ndarray | None:
         """The input's value if it is known now, else None."""
         return self.constants.get(node.inputs[index]) if node.has_input(index) else None
@@ -101,6 +108,8 @@ class Converter:
     def param(self, name: str, array: np.ndarray, form: str = "") -> str:
         """A parameter called `name`. `form` tells apart what is made of one constant (transposed...)."""
         key = (name, form)
+        if array.dtype.name not in DTYPES:
+            raise UnsupportedForm(f"its constant {name!r} has elements of type {array.dtype.name}")
         if key not in self._params:
             self._params[key] = self.builder.param(name, np.ascontiguousarray(array).reshape(array.shape))
         return self._params[key]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError, UnsupportedError
+from ..errors import InternalError, ModelError, UnsupportedError
 from ..ir import DTYPES, Graph, TensorType
 from ..ops import TypeRuleError
 from .converter import Converter, OnnxNode, Result, UnsupportedForm, numbered
@@ -140,14 +140,10 @@ def _type(value: Any) -> TensorType | None:
     tensor = value.type.tensor_type
     name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     dtype = "float32" if name in ("float", "float16", "bfloat16", "double") else name
-    dims = tensor.shape.dim
-    if (
-        dtype not in DTYPES
-        or not tensor.HasField("shape")
-        or not all(dim.HasField("dim_value") for dim in dims)
-    ):
+    sizes = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+    if dtype not in DTYPES or not tensor.HasField("shape") or min(sizes, default=0) < 0:
         return None
-    return TensorType(tuple(dim.dim_value for dim in dims), dtype)
+    return TensorType(sizes, dtype)
 
 
 def _value_names(graph: Any) -> list[str]:
@@ -255,13 +251,15 @@ class _Import:
         except (UnsupportedForm, TypeRuleError) as problem:
             self._report(node, str(problem))
             return False
+        except (ArithmeticError, LookupError, TypeError, ValueError, InternalError) as error:
+            # The checker knows names and types of attributes, not whether their numbers make sense together.
+            raise ModelError(
+                f"{self.label}: node {node.name!r} ({node.op}) makes no sense: {error}"
+            ) from error
         listed: Sequence[Result] = [results] if isinstance(results, (str, np.ndarray)) else results
         for name, result in zip(node.outputs, listed, strict=False):
-            table: dict[str, Any] = (
-                self.converter.values if isinstance(result, str) else self.converter.constants
-            )
             if name:
-                table[name] = result
+                self.converter.define(name, result)
         return True
 
     def _report(self, node: OnnxNode, hint: str) -> None:
