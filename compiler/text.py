@@ -50,7 +50,8 @@ def print_node(node: Node) -> str:
     """One line, without indentation."""
     attrs = ", ".join(f"{k}={_attr(v)}" for k, v in node.attrs.items())
     outs = ", ".join(_typed(o, t) for o, t in zip(node.outputs, node.types, strict=True))
-    return f"{_name(node.name)}: {node.op}({_names(node.inputs)}){f' {{{attrs}}}' if attrs else ''} -> {outs}"
+    call = f"{_name(node.name)}: {_name(node.op)}({_names(node.inputs)})"
+    return f"{call}{f' {{{attrs}}}' if attrs else ''} -> {outs}"
 
 
 def print_graph(graph: Graph) -> str:
