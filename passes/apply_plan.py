@@ -25,16 +25,24 @@ from ..compiler.ir import AttrValue, Graph, Node
 from ..compiler.plan import LAYER_OPS, Plan, layers_of
 from ..compiler.verify import verify
 from .dead_code import remove_dead_code
-from .quantise import QParams, qparams, quantise_weights
+from .quantise import QParams, QWeights, qparams, quantise_weights
 from .scan import Scan, attr
 from .storage import MOVING, choose_storage
 
 
-def apply_plan(graph: Graph, plan: Plan, ranges: Ranges | None, *, pair_bound: bool = False) -> Graph:
+def apply_plan(
+    graph: Graph,
+    plan: Plan,
+    ranges: Ranges | None,
+    *,
+    pair_bound: bool = False,
+    memo: dict[tuple[str, float], QWeights] | None = None,
+) -> Graph:
     """The graph with int8 layers where the plan says so. Where all stay float32 it is the graph itself.
 
     `ranges` (of the same graph) may be None when no layer is int8. `pair_bound`: the target multiplies faster where
-    int8 weights keep the bound of passes/pair_bound.py (Target.pair_bound says so).
+    int8 weights keep the bound of passes/pair_bound.py (Target.pair_bound says so). `memo` keeps quantised weights
+    between calls for one graph, ranges and bound: a search applies many plans.
     Raises PlanError when the plan does not fit the graph or ranges are needed and missing, InputError when
     the ranges are for another graph, ModelError for weights that are not finite.
     """
@@ -43,7 +51,7 @@ def apply_plan(graph: Graph, plan: Plan, ranges: Ranges | None, *, pair_bound: b
         return graph
     if ranges is None:
         raise PlanError("the plan has int8 layers: calibration samples are needed to choose their ranges")
-    planner = _Planner(graph, plan, ranges, pair_bound)
+    planner = _Planner(graph, plan, ranges, pair_bound, {} if memo is None else memo)
     for node in graph.nodes:
         planner.visit(node)
     return verify(remove_dead_code(planner.scan.finish()), "applying the plan")
@@ -66,8 +74,11 @@ def conversions(graph: Graph) -> dict[str, int]:
 class _Planner:
     """Walks the graph once and emits each node in its new form."""
 
-    def __init__(self, graph: Graph, plan: Plan, ranges: Ranges, pair_bound: bool) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, ranges: Ranges, pair_bound: bool, memo: dict[tuple[str, float], QWeights]
+    ) -> None:
         self.pair_bound = pair_bound
+        self.memo = memo
         self.ranges = ranges
         self.scan = Scan(graph)
         self.stored = choose_storage(graph, plan, ranges)
@@ -91,13 +102,9 @@ class _Planner:
         self.scan.emit(self.scan.make(node.name, node.op, inputs, node.output, attrs))
 
     def _int8_layer(self, node: Node) -> tuple[tuple[str, ...], dict[str, AttrValue]]:
-        value, weight, bias, residual = (*node.inputs, "", "")[:4]
+        value, _, _, residual = (*node.inputs, "", "")[:4]
         x = self._read(value)
-        params = self.scan.params
-        means = self.ranges.means.get(node.name)
-        real_bias = params[bias] if bias else None
-        axis = self._pair_axis(node)
-        w = quantise_weights(node.name, params[weight], real_bias, x[1].scale, means, axis)
+        w = self._weights(node, x[1].scale)
         folded = node.output in self.stored and attr(node, "act") in ("none", "clip")
         factor = self.stored[node.output].inverse if folded else 1.0
         scale = (w.scale * (x[1].scale * factor)).astype(np.float32)
@@ -110,6 +117,17 @@ class _Planner:
         )
         attrs = {"x_zero": x[1].zero} | self._residual(node, factor) | self._written(node, folded)
         return inputs, {**node.attrs, **attrs}
+
+    def _weights(self, node: Node, x_scale: float) -> QWeights:
+        key = (node.name, x_scale)
+        if key not in self.memo:
+            params = self.scan.params
+            weight, bias = (*node.inputs, "")[1:3]
+            real_bias = params[bias] if bias else None
+            means = self.ranges.means.get(node.name)
+            axis = self._pair_axis(node)
+            self.memo[key] = quantise_weights(node.name, params[weight], real_bias, x_scale, means, axis)
+        return self.memo[key]
 
     def _pair_axis(self, node: Node) -> int | None:
         """The weight's axis along which pairs are bounded; None where the target or the layer has no use for it."""

@@ -21,6 +21,7 @@ from ..compiler.ledger import LedgerRow
 from ..compiler.measure import Latency, Quality, measure_latency, quality
 from ..compiler.plan import Plan, layers_of
 from ..passes.apply_plan import apply_plan
+from ..passes.quantise import QWeights
 from .costs import cost_table
 from .data import Data
 from .evaluator import CONFIRM_PART, SEARCH_PART, CostTable, Layer, Names, Progress
@@ -71,6 +72,7 @@ class CompiledEvaluator:
     database: Database
     threads: int = 1
     _planned: OrderedDict[Plan, Graph] = field(default_factory=OrderedDict)
+    _quantised: dict[tuple[str, float], QWeights] = field(default_factory=dict)
     _expected: dict[str, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
 
     @cached_property
@@ -95,7 +97,12 @@ class CompiledEvaluator:
     @cached_property
     def _one_layer_plans(self) -> dict[str, Graph]:
         plans = {x.name: self.base_plan.with_choice(x.name, "int8") for x in self.layers}
-        return {name: apply_plan(self.graph, plan, self.ranges) for name, plan in plans.items()}
+        return {name: self._apply(plan) for name, plan in plans.items()}
+
+    def _apply(self, plan: Plan) -> Graph:
+        return apply_plan(
+            self.graph, plan, self.ranges, pair_bound=self.target.pair_bound, memo=self._quantised
+        )
 
     def costs(self, progress: Progress) -> CostTable:
         done = 0
@@ -125,7 +132,7 @@ class CompiledEvaluator:
     def planned(self, plan: Plan) -> Graph:
         """The graph as the plan makes it; the last few are kept."""
         if plan not in self._planned:
-            self._planned[plan] = apply_plan(self.graph, plan, self.ranges)
+            self._planned[plan] = self._apply(plan)
         self._planned.move_to_end(plan)
         while len(self._planned) > PLANS_KEPT:
             self._planned.popitem(last=False)

@@ -12,7 +12,7 @@ from ..compiler.errors import UnsupportedError
 from ..compiler.ir import Graph, Node
 from .arena import ALIGN, Lifetime, plan_arena
 from .call import KernelCall, Operand, Temporary, Weights
-from .kernels.pointwise import PointwiseSpec
+from .kernels.pointwise import CopySpec
 from .program import Place, Program, Space, Step, TensorSpec
 from .relax_kernels import relax_calls
 from .selection import select
@@ -52,7 +52,7 @@ def lower(graph: Graph, target: Target) -> Lowered:
     calls = _all_calls(graph, target)
     owner = _alias_owners(graph)
     calls = [(layer, _resolve(call, owner)) for layer, call in calls]
-    calls += _copies(graph, owner, target)
+    calls += _copies(graph, owner)
     placer = _Placer(graph, owner, calls)
     steps = tuple(
         Step(layer, call.symbol, tuple(placer.place(op) for op in call.operands), call.tasks) for layer, call in calls
@@ -108,7 +108,7 @@ def _resolve(call: KernelCall, owner: Mapping[str, str]) -> KernelCall:
     return KernelCall(call.spec, operands, call.tasks)
 
 
-def _copies(graph: Graph, owner: Mapping[str, str], target: Target) -> list[tuple[str, KernelCall]]:
+def _copies(graph: Graph, owner: Mapping[str, str]) -> list[tuple[str, KernelCall]]:
     """Copies for outputs that nothing writes: an input, a parameter, or one value returned under two names."""
     written = {v for node in graph.nodes if node.op not in ALIASES for v in (owner.get(node.output, node.output),)}
     copies = []
@@ -120,10 +120,7 @@ def _copies(graph: Graph, owner: Mapping[str, str], target: Target) -> list[tupl
         while node is not None and node.op in ALIASES:
             source = node.inputs[0]
             node = graph.producer(source)
-        kind = graph.type_of(output)
-        if kind.dtype != "float32":
-            raise UnsupportedError(f"output {output!r} is a copy of {source!r} with type {kind}; only float32 can be copied")
-        spec = PointwiseSpec(target.isa.lanes, kind.size, (("float32", 1.0, 0),))
+        spec = CopySpec(graph.type_of(output).nbytes)
         operands = (_Given(owner.get(source, source)), _Output(output))
         copies.append((node.name if node else output, KernelCall(spec, operands, spec.tasks)))
     return copies

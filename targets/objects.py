@@ -104,7 +104,8 @@ def _compile_missing(jobs: dict[str, tuple[Any, Path]], isa: Isa, progress: Prog
         helper.stdin.write(pickle.dumps((theirs, isa.name)))
         helper.stdin.close()
         compile_here(ours, isa, done)
-        error = helper.stderr.read().decode(errors="replace") if helper.stderr else ""
+        assert helper.stderr is not None
+        error = helper.stderr.read().decode(errors="replace")
         if helper.wait():
             left = {s: job for s, job in theirs.items() if not job[1].exists()}
             if not left:
@@ -113,7 +114,7 @@ def _compile_missing(jobs: dict[str, tuple[Any, Path]], isa: Isa, progress: Prog
         done()
     finally:
         helper.kill()
-        helper.wait()
+        helper.communicate()
 
 
 def worker() -> None:

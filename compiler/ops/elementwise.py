@@ -172,7 +172,7 @@ def _relax_add(args: Sequence[Any], attrs: Attrs) -> Any:
     return activate_relax(relax.op.add(args[0], args[1]), attrs)
 
 
-_Q8 = {"a_scale": 0.7, "a_zero": 3, "b_scale": 1.3, "b_zero": 128, "y_zero": 10, "out_dtype": "uint8"}
+_Q8 = {"a_scale": 0.7137, "a_zero": 3, "b_scale": 1.2911, "b_zero": 128, "y_zero": 10, "out_dtype": "uint8"}
 
 ADD = OpDef(
     name="add",

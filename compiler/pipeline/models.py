@@ -22,6 +22,7 @@ from .feeds import random_feed
 from .ledger_rows import layer_times, rows_of
 
 if TYPE_CHECKING:
+    from ...targets.target import Target
     from ..calibrate import Ranges
 
 PathLike = str | os.PathLike[str]
@@ -83,7 +84,7 @@ def compile(
             f"{chip.name} -o DIR` write it without opening it"
         )
     report = progress or _silent
-    planned, chosen = _planned(graph, plan, calibration, report)
+    planned, chosen = _planned(graph, plan, calibration, report, chip)
     artifact = build(planned, chip, plan=chosen.to_json(), progress=_stage(report, "compiling kernels"))
     times = layer_times(artifact, _first_feed(graph, calibration), PROFILE_REPEATS)
     artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan)))
@@ -110,7 +111,7 @@ def cross_compile(
 
     chip = resolve(target)
     report = progress or _silent
-    planned, chosen = _planned(graph, plan, calibration, report)
+    planned, chosen = _planned(graph, plan, calibration, report, chip)
     ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan))]
     stage = _stage(report, "compiling kernels")
     return write(planned, chip, Path(out), plan=chosen.to_json(), ledger=ledger, progress=stage)
@@ -125,15 +126,20 @@ def _stage(report: Progress, name: str) -> Callable[[int, int], None]:
 
 
 def _planned(
-    graph: Graph, plan: Plan | PathLike | None, calibration: Samples | None, report: Progress
+    graph: Graph,
+    plan: Plan | PathLike | None,
+    calibration: Samples | None,
+    report: Progress,
+    chip: Target,
 ) -> tuple[Graph, Plan]:
-    """The graph as the plan makes it, and the plan."""
+    """The graph as the plan makes it for the chip, and the plan."""
     from ...passes.apply_plan import apply_plan
     from ...passes.prepare import prepare
 
     prepared = prepare(graph)
     chosen = _plan_of(plan, prepared)
-    return apply_plan(prepared, chosen, _ranges(prepared, chosen, calibration, report)), chosen
+    ranges = _ranges(prepared, chosen, calibration, report)
+    return apply_plan(prepared, chosen, ranges, pair_bound=chip.pair_bound), chosen
 
 
 def _plan_of(plan: Plan | PathLike | None, prepared: Graph) -> Plan:

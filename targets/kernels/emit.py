@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as ib
@@ -98,19 +99,24 @@ def over(begin: Any, end: Any, body: Callable[[Any], None]) -> None:
         body(index)
 
 
-def kernel(name: str, params: Sequence[tuple[str, str]], body: Callable[..., None]) -> Any:
+def kernel(name: str, params: Sequence[tuple[str, str]], body: Callable[..., None], *, returns: bool = False) -> Any:
     """A PrimFunc. `params` are (name, element type) of the pointers; `body(*buffers, begin, end)` emits the code.
 
-    Buffers are flat; their declared size does not matter because nothing checks it.
+    Buffers are flat; their declared size does not matter because nothing checks it. `returns`: code that asks for workspace
+    memory must be able to return an error code; the caller ignores it (runtime/workspace.c never fails).
     """
     with IRBuilder() as builder:
         with ib.prim_func(is_private=False, s_tir=True):
             ib.func_name(name)
             ib.func_attr({"global_symbol": name, "tirx.noalias": True})
+            if returns:
+                ib.func_ret(tvm.ir.PrimType("int32"))
             handles = [(ib.arg(n, ib.handle(t)), t) for n, t in params]
             begin, end = ib.arg("begin", ib.int32()), ib.arg("end", ib.int32())
             buffers = [ib.decl_buffer((1 << 30,), t, data=h) for h, t in handles]
             body(*buffers, begin, end)
+            if returns:
+                ib.add_to_parent(tirx.Return(tirx.const(0, "int32")))
     return builder.get()
 
 
@@ -128,7 +134,8 @@ def exp(x: Any, lanes: int) -> Any:
     for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         p = p * r + splat(c, f, lanes)
     p = p * r * r + r + splat(1.0, f, lanes)
-    return p * bits((exponent + splat(127, "int32", lanes)) * splat(1 << 23, "int32", lanes), f, lanes)
+    # A shift, not a product: the simplifier would multiply it out and leave int32.
+    return p * bits(ib.shift_left(exponent + splat(127, "int32", lanes), splat(23, "int32", lanes)), f, lanes)
 
 
 def erf(x: Any, lanes: int) -> Any:

@@ -60,3 +60,26 @@ def emit_pointwise(spec: PointwiseSpec, name: str) -> Any:
                     put(task * CHUNK + i, 1)
 
     return emit.kernel(name, pointwise_params(spec), body)
+
+
+@dataclass(frozen=True)
+class CopySpec:
+    """The same bytes in another place."""
+
+    nbytes: int
+
+    @property
+    def tasks(self) -> int:
+        return -(-self.nbytes // CHUNK)
+
+
+def emit_copy(spec: CopySpec, name: str) -> Any:
+    """The PrimFunc; pointers x, y."""
+
+    def body(x: Any, y: Any, begin: Any, end: Any) -> None:
+        with emit.loop(begin, end) as task:
+            count = emit.vmin(CHUNK, spec.nbytes - task * CHUNK)
+            with emit.loop(0, count) as i:
+                emit.store(y, task * CHUNK + i, emit.load(x, task * CHUNK + i))
+
+    return emit.kernel(name, [("x", "uint8"), ("y", "uint8")], body)

@@ -8,13 +8,14 @@ from typing import Any
 from .depthwise import DepthwiseSpec, emit_depthwise
 from .gemm import emit_gemm
 from .gemm_spec import GemmSpec
-from .pointwise import PointwiseSpec, emit_pointwise
+from .pointwise import CopySpec, PointwiseSpec, emit_copy, emit_pointwise
 from .pool import MeanSpec, PoolSpec, emit_mean, emit_pool
 
 EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     GemmSpec: emit_gemm,
     DepthwiseSpec: emit_depthwise,
     PointwiseSpec: emit_pointwise,
+    CopySpec: emit_copy,
     PoolSpec: emit_pool,
     MeanSpec: emit_mean,
 }

@@ -1,0 +1,51 @@
+"""Many single nodes in one graph, so that kernels of all of them are compiled and linked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bitsmith.compiler.builder import GraphBuilder
+from bitsmith.compiler.ir import Graph, TensorType
+from bitsmith.compiler.ops import OPS, Sample
+
+WHOLE = {"uint8": (0, 256), "int8": (-127, 128), "int32": (-3000, 3000), "int64": (-9, 9), "bool": (0, 2)}
+
+
+def random_array(kind: TensorType, rng: np.random.Generator, low: float = -2.0, high: float = 2.0) -> np.ndarray:
+    """Float values in [low, high], integers over their whole range."""
+    if kind.dtype == "float32":
+        return rng.uniform(low, high, kind.shape).astype(np.float32)
+    return rng.integers(*WHOLE[kind.dtype], kind.shape).astype(kind.dtype)
+
+
+@dataclass
+class ManyNodes:
+    """Collects nodes with their inputs; `graph()` and `feeds` go together."""
+
+    builder: GraphBuilder = field(default_factory=lambda: GraphBuilder("many"))
+    feeds: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
+
+    def add(self, op: str, sample: Sample) -> str:
+        """Append the sample's node; weights of layers are parameters, the rest graph inputs. Returns its output."""
+        name = f"{op}_{len(self.outputs)}"
+        inputs = [self._operand(op, name, i, x, sample) for i, x in enumerate(sample.inputs)]
+        self.outputs.append(self.builder.add(op, inputs, name=name, **sample.attrs))
+        return self.outputs[-1]
+
+    def _operand(self, op: str, name: str, index: int, given: Any, sample: Sample) -> str:
+        if given is None:
+            return ""
+        array = given if isinstance(given, np.ndarray) else random_array(given, self.rng, sample.low, sample.high)
+        if isinstance(given, np.ndarray) or (OPS[op].layer and index in (1, 2, 4)):
+            return self.builder.param(f"{name}.{index}", array)
+        value = self.builder.input(f"{name}.in{index}", array.shape, array.dtype.name)
+        self.feeds[value] = array
+        return value
+
+    def graph(self) -> Graph:
+        return self.builder.finish(self.outputs)
