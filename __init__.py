@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .compiler.artifact import open as open
     from .compiler.errors import BitsmithError as BitsmithError
     from .compiler.ir import Graph as Graph
+    from .compiler.pipeline import bench as bench
     from .compiler.pipeline import compile as compile
     from .compiler.pipeline import inspect as inspect
     from .compiler.pipeline import load as load
@@ -38,6 +39,7 @@ _HOME = {
     "Graph": ".compiler.ir",
     "Plan": ".compiler.plan",
     "SearchResult": ".search.result",
+    "bench": ".compiler.pipeline",
     "compile": ".compiler.pipeline",
     "inspect": ".compiler.pipeline",
     "load": ".compiler.pipeline",

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from ..pipeline.measuring import Measurement
 
 SHOWN_VALUES = 5
+QUALITIES = (
+    ("score", "score", ".4g"),
+    ("accuracy", "accuracy", ".1%"),
+    ("agreement", "agreement", ".1%"),
+    ("kl", "KL", ".2e"),
+    ("sqnr_db", "SQNR dB", ".1f"),
+)
 
 
 def dims(shape: Sequence[int]) -> str:
@@ -152,31 +159,18 @@ def _verdict(result: SearchResult) -> str:
 
 
 def candidates(result: SearchResult, title: str, rows: Iterable[Candidate]) -> Table:
-    heads = (
-        "plan",
-        ">int8 layers",
-        ">latency",
-        ">x float",
-        ">size",
-        ">agreement",
-        ">KL",
-        ">SQNR dB",
-        ">accuracy",
-    )
-    made = table(title, *heads)
+    """One row per candidate, with a column for each kind of quality that was measured."""
+    shown = [q for q in QUALITIES if getattr(result.float32.quality, q[0]) is not None]
+    heads = (f">{head}" for _, head, _ in shown)
+    made = table(title, "plan", ">int8 layers", ">latency", ">x float", ">size", *heads)
     for c in {c.name: c for c in rows}.values():
-        q = c.quality
-        mark = " *" if c.name == result.best.name else ""
         made.add_row(
-            c.name + mark,
+            c.name + (" *" if c.name == result.best.name else ""),
             str(len(c.int8_layers)),
             milliseconds(c.latency_us),
             f"{c.latency_us / result.float32.latency_us:.2f}",
             size(c.size_bytes),
-            number(q.agreement, ".1%"),
-            number(q.kl, ".2e"),
-            number(q.sqnr_db),
-            number(q.accuracy, ".1%"),
+            *(number(getattr(c.quality, name), form) for name, _, form in shown),
         )
     return made
 

@@ -131,7 +131,7 @@ def search(
     page = pipeline.report(result, out / "report.html")
     said.emit(result, *searched(result, out, page))
     if not result.met:
-        raise ConstraintError(f"no plan met {', '.join(constraint or ())}; {out} holds the closest one")
+        raise ConstraintError(f"no plan met {', '.join(result.constraints)}; {out} holds the closest one")
 
 
 def run(

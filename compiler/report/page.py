@@ -109,7 +109,7 @@ def _summary(result: SearchResult) -> dict[str, Any]:
         ),
         (
             "size on disk",
-            f"{best.size_bytes / 1e6:.2f} MB",
+            tables.size(best.size_bytes),
             f"{best.size_bytes / base.size_bytes:.0%} of float32",
         ),
         (
@@ -183,7 +183,7 @@ def _points(result: SearchResult, measure: tables.Measure, timed: bool) -> list[
         if value is None or (c.name == result.float32.name and measure.text in RELATIVE_TO_FLOAT):
             continue
         kind = _kind(result, c, front)
-        costs = f"{c.latency_us / 1e3:.3f} ms, {c.size_bytes / 1e6:.2f} MB"
+        costs = f"{c.latency_us / 1e3:.3f} ms, {tables.size(c.size_bytes)}"
         tip = f"{c.name}: {costs}, {measure.text} {measure.shown(c)}"
         x, spread = (
             (c.latency_us / 1e3, 2 * tables.half_spread(c) / 1e3) if timed else (c.size_bytes / 1e6, 0.0)
@@ -206,7 +206,7 @@ def _ledger_note(result: SearchResult) -> str:
     stored, whole = sum(r.weight_bytes for r in rows), sum(r.float_bytes for r in rows)
     timed = sum(r.measured_us or 0.0 for r in rows)
     return (
-        f"{_count(len(rows), 'layer')}, {stored / 1e6:.2f} MB of weights with all overheads "
+        f"{_count(len(rows), 'layer')}, {tables.size(stored)} of weights with all overheads "
         f"({stored / max(whole, 1):.0%} of float32). The layers take {timed / 1e3:.3f} ms of a run on one "
         "thread; the rest of it are pools, conversions and the like."
     )

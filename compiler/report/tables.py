@@ -89,6 +89,11 @@ def number(value: float | None, form: str, longest: float | None = None) -> Cell
     return Cell(format(value, form), float(value), "number", bar)
 
 
+def size(count: float) -> str:
+    """Bytes in a unit that reads well."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
 @dataclass(frozen=True)
 class Measure:
     """One kind of quality: its heading, its explanation, how to read it from a candidate, how to print it."""
