@@ -133,100 +133,6 @@ def _relax(args: Sequence[Any], attrs: Attrs) -> Any:
     return activate_relax(y, attrs)
 
 
-def _samples() -> tuple[Sample, ...]:
-    f, u, s, i = "float32", "uint8", "int8", "int32"
-    pads = (1, 1, 1, 1)
-
-    def sample(
-        x: tuple[int, ...], w: tuple[int, ...], res: str | None = None, q: bool = False, **attrs: Any
-    ) -> Sample:
-        out = _infer((TensorType(x), TensorType(w)), {**CONV2D_ATTRS, **attrs, "out_dtype": f})[0].shape
-        bias = TensorType((w[0],), i if q else f)
-        import numpy as np
-
-        step = np.linspace(0.5, 1.5, w[0], dtype=np.float32) * np.float32(0.004 / (w[1] * w[2] * w[3]) ** 0.5)
-        residual = None if res is None else TensorType(out, res)
-        return Sample(
-            (TensorType(x, u if q else f), TensorType(w, s if q else f), bias, residual, step if q else None),
-            attrs,
-        )
-
-    relu: dict[str, Any] = {"act": "clip", "lo": 0.0}
-    relu6: dict[str, Any] = {**relu, "hi": 6.0}
-    nhwc: dict[str, Any] = {"layout": "NHWC"}
-    q8: dict[str, Any] = {"q": True, "out_dtype": u}
-    return (
-        sample((1, 3, 9, 11), (8, 3, 3, 3), strides=(2, 2), pads=(0, 0, 1, 1), **relu6),
-        sample((2, 7, 5, 6), (5, 7, 1, 1)),
-        sample((1, 6, 8, 8), (12, 2, 3, 3), groups=3, pads=pads, act="hard_swish"),
-        sample((1, 6, 9, 7), (6, 1, 5, 5), groups=6, pads=(2, 2, 2, 2), strides=(2, 1), **relu),
-        sample((1, 10, 9, 8), (16, 8, 3, 3), pads=(2, 2, 2, 2), dilations=(2, 2), **nhwc),
-        sample((1, 7, 7, 24), (40, 24, 1, 1), res=f, **nhwc, **relu),
-        sample((1, 14, 13, 40), (40, 1, 3, 3), groups=40, pads=pads, act="silu", **nhwc),
-        sample((1, 12, 12, 33), (33, 1, 5, 5), groups=33, pads=(1, 2, 2, 2), strides=(2, 2), **relu6, **nhwc),
-        sample((2, 6, 6, 16), (32, 8, 3, 3), groups=2, pads=pads, **nhwc),
-        sample((1, 3, 16, 18), (32, 3, 3, 3), layout="NCHW:NHWC", strides=(2, 2), pads=(0, 0, 1, 1), **relu6),
-        sample((1, 3, 17, 15), (24, 3, 7, 7), layout="NCHW:NHWC", strides=(2, 2), pads=(3, 3, 3, 3), **relu),
-        sample(
-            (1, 9, 10, 19),
-            (24, 19, 3, 3),
-            x_zero=131,
-            y_zero=7,
-            pads=pads,
-            **q8,
-            **nhwc,
-            act="clip",
-            lo=-7.0,
-            hi=200.0,
-        ),
-        sample((1, 8, 7, 48), (40, 48, 1, 1), res=u, r_scale=0.7, r_zero=120, y_zero=128, **q8, **nhwc),
-        sample((1, 8, 7, 20), (17, 20, 1, 1), q=True, res=f, **nhwc),
-        sample(
-            (1, 11, 12, 40),
-            (40, 1, 3, 3),
-            groups=40,
-            pads=(0, 0, 1, 1),
-            strides=(2, 2),
-            y_zero=3,
-            x_zero=9,
-            **q8,
-            **nhwc,
-        ),
-        sample(
-            (1, 9, 9, 24),
-            (24, 1, 5, 5),
-            groups=24,
-            pads=(2, 2, 2, 2),
-            q=True,
-            x_zero=128,
-            act="hard_swish",
-            **nhwc,
-        ),
-        sample(
-            (1, 3, 12, 14),
-            (16, 3, 3, 3),
-            layout="NCHW:NHWC",
-            strides=(2, 2),
-            pads=(0, 0, 1, 1),
-            x_zero=114,
-            **q8,
-        ),
-        sample((1, 6, 5, 24), (32, 24, 1, 1), act="silu", y_inv=30.0, y_zero=20, **q8, **nhwc),
-        sample((1, 6, 5, 24), (32, 24, 1, 1), out_dtype=u, y_inv=31.0, y_zero=100, **nhwc),
-        sample(
-            (1, 8, 8, 16),
-            (16, 1, 3, 3),
-            groups=16,
-            pads=pads,
-            out_dtype=u,
-            y_inv=20.0,
-            y_zero=60,
-            **relu6,
-            **nhwc,
-        ),
-    )
-
-
 CONV2D_ATTRS: dict[str, Any] = {
     **EPILOGUE_ATTRS,
     "strides": (1, 1),
@@ -236,13 +142,74 @@ CONV2D_ATTRS: dict[str, Any] = {
     "layout": "NCHW",
 }
 
+_SAME = (1, 1, 1, 1)
+_HALVE: dict[str, Any] = {"strides": (2, 2), "pads": (0, 0, 1, 1)}
+_RELU: dict[str, Any] = {"act": "clip", "lo": 0.0}
+_RELU6: dict[str, Any] = {**_RELU, "hi": 6.0}
+_NHWC: dict[str, Any] = {"layout": "NHWC"}
+_MIXED: dict[str, Any] = {"layout": "NCHW:NHWC"}
+
+
+def _sample(
+    x: tuple[int, ...], w: tuple[int, ...], res: str | None = None, q: bool = False, **attrs: Any
+) -> Sample:
+    """`res`: type of the residual; `q`: quantised, with scales that keep results within uint8."""
+    import numpy as np
+
+    out = _infer((TensorType(x), TensorType(w)), {**CONV2D_ATTRS, **attrs, "out_dtype": "float32"})[0].shape
+    residual = None if res is None else TensorType(out, res)
+    x_dtype, w_dtype, bias_dtype = ("uint8", "int8", "int32") if q else ("float32",) * 3
+    operands = (TensorType(x, x_dtype), TensorType(w, w_dtype), TensorType((w[0],), bias_dtype))
+    step = np.linspace(0.5, 1.5, w[0], dtype=np.float32) * np.float32(0.004 / (w[1] * w[2] * w[3]) ** 0.5)
+    return Sample((*operands, residual, step if q else None), attrs)
+
+
+def _float_samples() -> tuple[Sample, ...]:
+    u: dict[str, Any] = {"out_dtype": "uint8", **_NHWC}
+    return (
+        _sample((1, 3, 9, 11), (8, 3, 3, 3), **_HALVE, **_RELU6),
+        _sample((2, 7, 5, 6), (5, 7, 1, 1)),
+        _sample((1, 6, 8, 8), (12, 2, 3, 3), groups=3, pads=_SAME, act="hard_swish"),
+        _sample((1, 6, 9, 7), (6, 1, 5, 5), groups=6, pads=(2, 2, 2, 2), strides=(2, 1), **_RELU),
+        _sample((1, 10, 9, 8), (16, 8, 3, 3), pads=(2, 2, 2, 2), dilations=(2, 2), **_NHWC),
+        _sample((1, 7, 7, 24), (40, 24, 1, 1), res="float32", **_NHWC, **_RELU),
+        _sample((1, 14, 13, 40), (40, 1, 3, 3), groups=40, pads=_SAME, act="silu", **_NHWC),
+        _sample(
+            (1, 12, 12, 33), (33, 1, 5, 5), groups=33, pads=(1, 2, 2, 2), strides=(2, 2), **_RELU6, **_NHWC
+        ),
+        _sample((2, 6, 6, 16), (32, 8, 3, 3), groups=2, pads=_SAME, **_NHWC),
+        _sample((1, 3, 16, 18), (32, 3, 3, 3), **_MIXED, **_HALVE, **_RELU6),
+        _sample((1, 3, 17, 15), (24, 3, 7, 7), **_MIXED, strides=(2, 2), pads=(3, 3, 3, 3), **_RELU),
+        _sample((1, 6, 5, 24), (32, 24, 1, 1), y_inv=31.0, y_zero=100, **u),
+        _sample((1, 8, 8, 16), (16, 1, 3, 3), groups=16, pads=_SAME, y_inv=20.0, y_zero=60, **_RELU6, **u),
+    )
+
+
+def _int8_samples() -> tuple[Sample, ...]:
+    q: dict[str, Any] = {"q": True, **_NHWC}
+    q8: dict[str, Any] = {"out_dtype": "uint8", **q}
+    q8_mixed: dict[str, Any] = {**q8, **_MIXED}
+    clip: dict[str, Any] = {"act": "clip", "lo": -7.0, "hi": 200.0}
+    return (
+        _sample((1, 9, 10, 19), (24, 19, 3, 3), x_zero=131, y_zero=7, pads=_SAME, **q8, **clip),
+        _sample((1, 8, 7, 48), (40, 48, 1, 1), res="uint8", r_scale=0.7, r_zero=120, y_zero=128, **q8),
+        _sample((1, 8, 7, 20), (17, 20, 1, 1), res="float32", **q),
+        _sample((1, 11, 12, 40), (40, 1, 3, 3), groups=40, **_HALVE, y_zero=3, x_zero=9, **q8),
+        _sample(
+            (1, 9, 9, 24), (24, 1, 5, 5), groups=24, pads=(2, 2, 2, 2), x_zero=128, act="hard_swish", **q
+        ),
+        _sample((1, 3, 12, 14), (16, 3, 3, 3), **_HALVE, x_zero=114, **q8_mixed),
+        _sample((1, 6, 5, 24), (32, 24, 1, 1), act="silu", y_inv=30.0, y_zero=20, **q8),
+    )
+
+
 CONV2D = OpDef(
     name="conv2d",
     inputs=("x", "w", "bias", "residual", "scale"),
     required=2,
     infer=_infer,
     reference=_reference,
-    samples=_samples(),
+    samples=(*_float_samples(), *_int8_samples()),
     attrs=CONV2D_ATTRS,
     couple=_couple,
     flops=_flops,
