@@ -127,7 +127,7 @@ def observe(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch on one thread: at batch 1 more gain little, and on a busy machine waiting for each other costs 15 x."""
+    """torch on one thread: at batch 1 more gain little, and on a busy machine they cost 15 times the time."""
     import torch
 
     before = torch.get_num_threads()
