@@ -25,7 +25,9 @@ def plan_arena(buffers: dict[str, Lifetime]) -> tuple[dict[str, int], int]:
     placed: list[tuple[int, int, Lifetime]] = []
     for name, life in sorted(buffers.items(), key=lambda item: (-item[1].nbytes, item[1].first, item[0])):
         size = -(-(life.nbytes + SLACK) // ALIGN) * ALIGN
-        busy = sorted((at, end) for at, end, other in placed if other.first <= life.last and life.first <= other.last)
+        busy = sorted(
+            (at, end) for at, end, other in placed if other.first <= life.last and life.first <= other.last
+        )
         offset = 0
         for at, end in busy:
             if offset + size <= at:

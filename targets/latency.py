@@ -43,11 +43,14 @@ def kernel_times(
     missing = {symbol: call for symbol, call in distinct.items() if symbol not in times}
     if missing:
         measured = _measure(missing, graph, target, cache or default_cache(), progress)
-        entries = {symbol: timed_now(median, spread, REPEATS) for symbol, (median, spread) in measured.items()}
+        entries = {
+            symbol: timed_now(median, spread, REPEATS) for symbol, (median, spread) in measured.items()
+        }
         database.put_many(target.fingerprint, toolchain(), entries)
         times |= {symbol: median for symbol, (median, _) in measured.items()}
     return {
-        name: sum(times[call.symbol] + NODE_OVERHEAD_US for call in of_node) for name, of_node in calls.items()
+        name: sum(times[call.symbol] + NODE_OVERHEAD_US for call in of_node)
+        for name, of_node in calls.items()
     }
 
 
@@ -56,7 +59,9 @@ def _measure(
 ) -> dict[str, tuple[float, float]]:
     """(median, interquartile range) in microseconds of each kernel."""
     if not target.runs_here:
-        raise TargetError(f"kernels for {target.name} cannot be measured here: this CPU lacks its instructions")
+        raise TargetError(
+            f"kernels for {target.name} cannot be measured here: this CPU lacks its instructions"
+        )
     objects = kernel_objects({s: call.spec for s, call in calls.items()}, target.isa, cache, progress)
     program = _bench_program(calls, graph, target)
     with tempfile.TemporaryDirectory(prefix="bitsmith-times-") as scratch:
@@ -97,7 +102,11 @@ def _bench_program(calls: Mapping[str, KernelCall], graph: Graph, target: Target
 
     width = max(len(call.operands) for call in calls.values())
     activations = [
-        max(size(c.operands[i]) for c in calls.values() if i < len(c.operands) and not isinstance(c.operands[i], Weights))
+        max(
+            size(c.operands[i])
+            for c in calls.values()
+            if i < len(c.operands) and not isinstance(c.operands[i], Weights)
+        )
         if any(i < len(c.operands) and not isinstance(c.operands[i], Weights) for c in calls.values())
         else 0
         for i in range(width)

@@ -55,7 +55,8 @@ def lower(graph: Graph, target: Target) -> Lowered:
     calls += _copies(graph, owner)
     placer = _Placer(graph, owner, calls)
     steps = tuple(
-        Step(layer, call.symbol, tuple(placer.place(op) for op in call.operands), call.tasks) for layer, call in calls
+        Step(layer, call.symbol, tuple(placer.place(op) for op in call.operands), call.tasks)
+        for layer, call in calls
     )
     program = Program(
         name=graph.name,
@@ -78,7 +79,9 @@ def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall]]:
             missing.append(f"{node.name}: {error}")
     if missing:
         listed = "\n  ".join(missing)
-        raise UnsupportedError(f"{len(missing)} of {len(graph.nodes)} layers cannot be computed on {target.name}:\n  {listed}")
+        raise UnsupportedError(
+            f"{len(missing)} of {len(graph.nodes)} layers cannot be computed on {target.name}:\n  {listed}"
+        )
     return calls
 
 
@@ -110,7 +113,9 @@ def _resolve(call: KernelCall, owner: Mapping[str, str]) -> KernelCall:
 
 def _copies(graph: Graph, owner: Mapping[str, str]) -> list[tuple[str, KernelCall]]:
     """Copies for outputs that nothing writes: an input, a parameter, or one value returned under two names."""
-    written = {v for node in graph.nodes if node.op not in ALIASES for v in (owner.get(node.output, node.output),)}
+    written = {
+        v for node in graph.nodes if node.op not in ALIASES for v in (owner.get(node.output, node.output),)
+    }
     copies = []
     for output in graph.outputs:
         if output in written:
@@ -137,7 +142,9 @@ class _Output(str):
 class _Placer:
     """Gives every operand its address."""
 
-    def __init__(self, graph: Graph, owner: Mapping[str, str], calls: Sequence[tuple[str, KernelCall]]) -> None:
+    def __init__(
+        self, graph: Graph, owner: Mapping[str, str], calls: Sequence[tuple[str, KernelCall]]
+    ) -> None:
         self.graph = graph
         self.inputs = {name: i for i, (name, _) in enumerate(graph.inputs)}
         self.outputs = {name: i for i, name in enumerate(graph.outputs)}
@@ -151,7 +158,9 @@ class _Placer:
         for step, (_, call) in enumerate(calls):
             for operand in call.operands:
                 if (key := self._arena_key(operand)) is not None:
-                    nbytes = operand.nbytes if isinstance(operand, Temporary) else self.graph.type_of(key).nbytes
+                    nbytes = (
+                        operand.nbytes if isinstance(operand, Temporary) else self.graph.type_of(key).nbytes
+                    )
                     first = lives[key].first if key in lives else step
                     lives[key] = Lifetime(nbytes, first, step)
         return lives

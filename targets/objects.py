@@ -58,12 +58,16 @@ def kernel_objects(
         try:
             paths[missing[0]].parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot write the kernel cache {folder}: {error}. Set BITSMITH_CACHE to another place") from None
+            raise OutputError(
+                f"cannot write the kernel cache {folder}: {error}. Set BITSMITH_CACHE to another place"
+            ) from None
         _compile_missing({s: (kernels[s], paths[s]) for s in missing}, isa, progress)
     return [paths[symbol] for symbol in kernels]
 
 
-def compile_here(jobs: Mapping[str, tuple[Any, Path]], isa: Isa, done: Callable[[], None] = lambda: None) -> None:
+def compile_here(
+    jobs: Mapping[str, tuple[Any, Path]], isa: Isa, done: Callable[[], None] = lambda: None
+) -> None:
     """Compile each (spec, path) in this process; a file appears complete or not at all."""
     from .kernels.table import EMITTERS
     from .relax_kernels import RelaxSpec, emit_relax
@@ -78,12 +82,15 @@ def compile_here(jobs: Mapping[str, tuple[Any, Path]], isa: Isa, done: Callable[
             scratch.replace(path)
         except OSError as error:
             scratch.unlink(missing_ok=True)
-            raise OutputError(f"cannot write the kernel cache {path}: {error}. Set BITSMITH_CACHE to another place") from None
+            raise OutputError(
+                f"cannot write the kernel cache {path}: {error}. Set BITSMITH_CACHE to another place"
+            ) from None
         done()
 
 
 def _compile_missing(jobs: dict[str, tuple[Any, Path]], isa: Isa, progress: Progress | None) -> None:
     """In this process, and when there are many in a second one too."""
+
     def done() -> None:
         if progress:
             progress(sum(path.exists() for _, path in jobs.values()), len(jobs))
@@ -114,7 +121,9 @@ def _compile_missing(jobs: dict[str, tuple[Any, Path]], isa: Isa, progress: Prog
         done()
     finally:
         helper.kill()
-        helper.communicate()
+        helper.wait()
+        if helper.stderr:
+            helper.stderr.close()
 
 
 def worker() -> None:

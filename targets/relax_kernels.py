@@ -53,11 +53,17 @@ def lower_node(
     from tvm import relax
 
     definition = OPS[op]
-    if definition.relax is None or any(t and t.dtype in ("uint8", "int8") for t in types) and op in _ARITHMETIC:
+    if (
+        definition.relax is None
+        or any(t and t.dtype in ("uint8", "int8") for t in types)
+        and op in _ARITHMETIC
+    ):
         shown = ", ".join(str(t) for t in types if t)
         raise UnsupportedError(f"no kernel computes {op}({shown}) on this target")
     builder = relax.BlockBuilder()
-    variables = [relax.Var(f"x{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(t for t in types if t)]
+    variables = [
+        relax.Var(f"x{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(t for t in types if t)
+    ]
     given = iter(variables)
     args = [next(given) if t else None for t in types]
     with builder.function("main", variables):
@@ -77,7 +83,18 @@ def lower_node(
     return tuple(_calls(module))
 
 
-_ARITHMETIC = ("conv2d", "linear", "matmul", "add", "avg_pool2d", "reduce_mean", "reduce_sum", "reduce_max", "quantize", "dequantize")
+_ARITHMETIC = (
+    "conv2d",
+    "linear",
+    "matmul",
+    "add",
+    "avg_pool2d",
+    "reduce_mean",
+    "reduce_sum",
+    "reduce_max",
+    "quantize",
+    "dequantize",
+)
 """Operators whose Relax lowering knows nothing of scales and zero points."""
 
 

@@ -40,9 +40,12 @@ def _epilogue(graph: Graph, node: Node, a: dict[str, Any]) -> Epilogue:
         acc_dtype="int32" if quantised else "float32",
         bias=bool(_operand(node, 2)) or (quantised and a["x_zero"] != 0),
         scale=bool(scale),
-        narrow=quantised and small(_largest(graph, scale), a["r_scale"], a["act"], a["y_inv"], a["out_dtype"]),
+        narrow=quantised
+        and small(_largest(graph, scale), a["r_scale"], a["act"], a["y_inv"], a["out_dtype"]),
         residual=graph.type_of(residual).dtype if residual else "",
-        **{k: a[k] for k in ("r_scale", "r_zero", "act", "lo", "hi", "alpha", "y_inv", "y_zero", "out_dtype")},
+        **{
+            k: a[k] for k in ("r_scale", "r_zero", "act", "lo", "hi", "alpha", "y_inv", "y_zero", "out_dtype")
+        },
     )
 
 
@@ -70,7 +73,10 @@ def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> Ke
         values = graph.params[bias] if bias else np.zeros(spec.oc, e.acc_dtype)
         return pack_channels(spec, fold_zero_point(spec, four, values) if e.acc_dtype == "int32" else values)
 
-    operands: list[Any] = [x, Weights(padded * k * np.dtype(spec.mac.b_dtype).itemsize, lambda: pack_weights(spec, four))]
+    operands: list[Any] = [
+        x,
+        Weights(padded * k * np.dtype(spec.mac.b_dtype).itemsize, lambda: pack_weights(spec, four)),
+    ]
     if e.bias:
         operands.append(Weights(padded * 4, pack_bias))
     if e.scale:
@@ -235,7 +241,9 @@ def _mean(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall |
     x = graph.type_of(node.inputs[0])
     if len(x.shape) != 4 or tuple(sorted(a["axes"])) != (1, 2):
         return None
-    spec = MeanSpec(isa.lanes, x.dtype, x.shape[0], x.shape[1] * x.shape[2], x.shape[3], a["x_scale"], a["x_zero"])
+    spec = MeanSpec(
+        isa.lanes, x.dtype, x.shape[0], x.shape[1] * x.shape[2], x.shape[3], a["x_scale"], a["x_zero"]
+    )
     return KernelCall(spec, (node.inputs[0], node.output), spec.tasks)
 
 

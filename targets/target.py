@@ -47,7 +47,11 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("x86-64-avx512-vnni", ISAS["avx512-vnni"], "x86-64 with AVX-512 and VNNI (Cascade Lake, Zen 4 and later)"),
+        Target(
+            "x86-64-avx512-vnni",
+            ISAS["avx512-vnni"],
+            "x86-64 with AVX-512 and VNNI (Cascade Lake, Zen 4 and later)",
+        ),
         Target("x86-64-avx512", ISAS["avx512"], "x86-64 with AVX-512 (Skylake-X and later)"),
         Target("x86-64-avx2", ISAS["avx2"], "x86-64 with AVX2 and FMA (Haswell, Zen and later)"),
         Target("x86-64", ISAS["x86-64"], "any x86-64 (SSE2)"),

@@ -14,7 +14,9 @@ from bitsmith.compiler.ops import OPS, Sample
 WHOLE = {"uint8": (0, 256), "int8": (-127, 128), "int32": (-3000, 3000), "int64": (-9, 9), "bool": (0, 2)}
 
 
-def random_array(kind: TensorType, rng: np.random.Generator, low: float = -2.0, high: float = 2.0) -> np.ndarray:
+def random_array(
+    kind: TensorType, rng: np.random.Generator, low: float = -2.0, high: float = 2.0
+) -> np.ndarray:
     """Float values in [low, high], integers over their whole range."""
     if kind.dtype == "float32":
         return rng.uniform(low, high, kind.shape).astype(np.float32)
@@ -40,7 +42,9 @@ class ManyNodes:
     def _operand(self, op: str, name: str, index: int, given: Any, sample: Sample) -> str:
         if given is None:
             return ""
-        array = given if isinstance(given, np.ndarray) else random_array(given, self.rng, sample.low, sample.high)
+        array = (
+            given if isinstance(given, np.ndarray) else random_array(given, self.rng, sample.low, sample.high)
+        )
         if isinstance(given, np.ndarray) or (OPS[op].layer and index in (1, 2, 4)):
             return self.builder.param(f"{name}.{index}", array)
         value = self.builder.input(f"{name}.in{index}", array.shape, array.dtype.name)

@@ -29,7 +29,9 @@ def agree(got: np.ndarray, want: np.ndarray, what: str) -> None:
     if got.dtype == np.float32:
         assert difference.max(initial=0) <= 5e-6 * max(1.0, np.abs(want).max(initial=0)), what
     else:
-        assert difference.max(initial=0) <= 1 and (difference > 0).mean() < 0.01, f"{what}: {difference.max()}"
+        assert difference.max(initial=0) <= 1 and (difference > 0).mean() < 0.01, (
+            f"{what}: {difference.max()}"
+        )
 
 
 @pytest.fixture(scope="module", params=HERE)
@@ -49,9 +51,7 @@ def outcomes(request: pytest.FixtureRequest) -> dict[tuple[str, int], tuple[np.n
 
 
 @pytest.mark.parametrize("key", samples(), ids=lambda key: f"{key[0]}-{key[1]}")
-def test_sample(
-    outcomes: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]], key: tuple[str, int]
-) -> None:
+def test_sample(outcomes: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]], key: tuple[str, int]) -> None:
     agree(*outcomes[key], f"{key[0]} sample {key[1]}")
 
 
@@ -85,7 +85,11 @@ def random_conv(rng: np.random.Generator) -> Sample:
     bias = TensorType((oc,), "int32" if quantised else "float32")
     scale = None
     if quantised:
-        attrs |= {"x_zero": int(rng.integers(0, 256)), "y_zero": int(rng.integers(0, 100)), "out_dtype": "uint8"}
+        attrs |= {
+            "x_zero": int(rng.integers(0, 256)),
+            "y_zero": int(rng.integers(0, 100)),
+            "out_dtype": "uint8",
+        }
         scale = (rng.uniform(0.5, 1.5, oc) * 0.004 / np.sqrt(np.prod(w.shape[1:]))).astype(np.float32)
     return Sample((TensorType(shape, "uint8" if quantised else "float32"), w, bias, None, scale), attrs)
 

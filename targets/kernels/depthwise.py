@@ -93,7 +93,11 @@ class DepthwiseSpec:
 def depthwise_params(spec: DepthwiseSpec) -> list[tuple[str, str]]:
     """(name, element type) of the kernel's pointers, in order."""
     e = spec.epilogue
-    optional = (("bias", e.acc_dtype, e.bias), ("scale", "float32", e.scale), ("residual", e.residual, bool(e.residual)))
+    optional = (
+        ("bias", e.acc_dtype, e.bias),
+        ("scale", "float32", e.scale),
+        ("residual", e.residual, bool(e.residual)),
+    )
     return [
         ("x", spec.x_dtype),
         ("w", "int8" if spec.quantised else "float32"),
@@ -152,7 +156,9 @@ class _Depthwise:
                 emit.over(
                     0,
                     tiles,
-                    lambda t, f=first, p=pixels, c=checked: self.tile(image, row + r, f + t * p, f, p, c, block, valid),  # type: ignore[misc]
+                    lambda t, f=first, p=pixels, c=checked: self.tile(
+                        image, row + r, f + t * p, f, p, c, block, valid
+                    ),  # type: ignore[misc]
                 )
 
         emit.over(0, end, line)
@@ -173,7 +179,10 @@ class _Depthwise:
 
         def tap_row(kh: Any) -> None:
             base = 0 if s.quantised else block * self.block_taps
-            w = [emit.load(self.wide, base + (kh * s.kernel[1] + kw) * s.lanes, s.lanes) for kw in range(s.kernel[1])]
+            w = [
+                emit.load(self.wide, base + (kh * s.kernel[1] + kw) * s.lanes, s.lanes)
+                for kw in range(s.kernel[1])
+            ]
             line = ((image * s.h + top + kh * s.dilations[0]) * s.w + left) * s.c + block * s.lanes
             for j in range((pixels - 1) * s.strides[1] + (s.kernel[1] - 1) * s.dilations[1] + 1):
                 users = [
@@ -225,7 +234,9 @@ class _Depthwise:
                 value = emit.cast(value, "int32", s.lanes)
                 value = value + emit.load(self.buffers["bias"], block * s.lanes, s.lanes) if e.bias else value
             at = out + i * s.c
-            residual = load_part(self.buffers["residual"], e.residual, at, s.lanes, valid) if e.residual else None
+            residual = (
+                load_part(self.buffers["residual"], e.residual, at, s.lanes, valid) if e.residual else None
+            )
             return e.activated(value, scale, residual, s.lanes)
 
         together = e.pairs(s.lanes) and valid == s.lanes

@@ -99,7 +99,9 @@ def over(begin: Any, end: Any, body: Callable[[Any], None]) -> None:
         body(index)
 
 
-def kernel(name: str, params: Sequence[tuple[str, str]], body: Callable[..., None], *, returns: bool = False) -> Any:
+def kernel(
+    name: str, params: Sequence[tuple[str, str]], body: Callable[..., None], *, returns: bool = False
+) -> Any:
     """A PrimFunc. `params` are (name, element type) of the pointers; `body(*buffers, begin, end)` emits the code.
 
     Buffers are flat; their declared size does not matter because nothing checks it. `returns`: code that asks for workspace

@@ -69,12 +69,20 @@ class Epilogue:
 
 def small(scale: float, r_scale: float, act: str, y_inv: float, out_dtype: str) -> bool:
     """Whether |acc * scale + residual * r_scale| < 2**31 for every int32 acc: scales as int8 layers have them."""
-    return out_dtype == "uint8" and y_inv == 1.0 and act in ("none", "clip") and scale < 0.5 and abs(r_scale) < 2**20
+    return (
+        out_dtype == "uint8"
+        and y_inv == 1.0
+        and act in ("none", "clip")
+        and scale < 0.5
+        and abs(r_scale) < 2**20
+    )
 
 
 def within(spec: Any) -> bool:
     """The activation alone keeps the result inside uint8."""
-    return bool(spec.act == "clip" and spec.y_inv == 1.0 and spec.lo >= -spec.y_zero and spec.hi <= 255 - spec.y_zero)
+    return bool(
+        spec.act == "clip" and spec.y_inv == 1.0 and spec.lo >= -spec.y_zero and spec.hi <= 255 - spec.y_zero
+    )
 
 
 def real(value: Any, dtype: str, scale: float, zero: int, lanes: int) -> Any:

@@ -125,7 +125,12 @@ class _Gemm:
 
         def put(at: Any, width: int) -> None:
             value = emit.load(x, origin + at, width)
-            emit.store(self.source, to + at, value if dtype == self.spec.x_dtype else emit.cast(value, dtype, width), width)
+            emit.store(
+                self.source,
+                to + at,
+                value if dtype == self.spec.x_dtype else emit.cast(value, dtype, width),
+                width,
+            )
 
         with emit.loop(0, count // lanes) as i:
             put(i * lanes, lanes)
@@ -141,7 +146,16 @@ class _Gemm:
             emit.store(self.source, to + i, emit.splat(value, dtype, 1))
 
     def tile(
-        self, image: Any, row: Any, r: Any, tile: Any, pixel: Any, group: Any, block: Any, rows: int, vectors: int
+        self,
+        image: Any,
+        row: Any,
+        r: Any,
+        tile: Any,
+        pixel: Any,
+        group: Any,
+        block: Any,
+        rows: int,
+        vectors: int,
     ) -> None:
         """Output pixels [pixel, pixel + rows) of output row `row + r`, all columns of a block."""
         s, mac = self.spec, self.spec.mac
@@ -169,7 +183,11 @@ class _Gemm:
                     k_step(segment, t)
         else:
             emit.over(0, s.segments, lambda seg: emit.over(0, s.run_steps, lambda t: k_step(seg, t)))
-        out = ((image * s.oh + row + r) * s.ow + pixel) * s.oc + group * s.group_oc + block * s.tile[1] * s.lanes
+        out = (
+            ((image * s.oh + row + r) * s.ow + pixel) * s.oc
+            + group * s.group_oc
+            + block * s.tile[1] * s.lanes
+        )
         self.finish(acc, out, channel, block, rows, vectors)
 
     def origin(self, image: Any, row: Any, r: Any, tile: Any, pixel: Any, group: Any) -> tuple[Any, int]:
@@ -205,7 +223,9 @@ class _Gemm:
         def ready(i: int, v: int, valid: int) -> Any:
             at = out + i * s.oc + v * s.lanes
             scale = emit.load(self.buffers["scale"], channel + v * s.lanes, s.lanes) if e.scale else None
-            residual = load_part(self.buffers["residual"], e.residual, at, s.lanes, valid) if e.residual else None
+            residual = (
+                load_part(self.buffers["residual"], e.residual, at, s.lanes, valid) if e.residual else None
+            )
             return e.activated(emit.load(acc, i * vectors + v), scale, residual, s.lanes)
 
         def all_of(valid: int) -> None:

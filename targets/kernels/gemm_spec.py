@@ -60,8 +60,12 @@ class GemmSpec:
     @property
     def padded(self) -> bool:
         """Some window reaches beyond the input."""
-        bottom = (self.oh - 1) * self.strides[0] - self.pads[0] + (self.kernel[0] - 1) * self.dilations[0] >= self.h
-        right = (self.ow - 1) * self.strides[1] - self.pads[1] + (self.kernel[1] - 1) * self.dilations[1] >= self.w
+        bottom = (self.oh - 1) * self.strides[0] - self.pads[0] + (self.kernel[0] - 1) * self.dilations[
+            0
+        ] >= self.h
+        right = (self.ow - 1) * self.strides[1] - self.pads[1] + (self.kernel[1] - 1) * self.dilations[
+            1
+        ] >= self.w
         return any(self.pads) or bottom or right
 
     @property
@@ -107,7 +111,13 @@ class GemmSpec:
         """Tasks are blocks of output channels, not of pixels: few rows, so that threads share the weights instead."""
         rows = self.n * self.oh * self.ow
         blocks = -(-self.vectors // self.tile[1])
-        return rows <= FEW_ROWS and self.n == 1 and self.groups == 1 and blocks > 1 and self._fits(self.oh, self.columns.count)
+        return (
+            rows <= FEW_ROWS
+            and self.n == 1
+            and self.groups == 1
+            and blocks > 1
+            and self._fits(self.oh, self.columns.count)
+        )
 
     def _fits(self, rows: int, tiles: int) -> bool:
         return not self.scratch or self.scratch_size(rows, tiles) * self.a_bytes <= SCRATCH_BYTES
@@ -155,7 +165,11 @@ class GemmSpec:
 def gemm_params(spec: GemmSpec) -> list[tuple[str, str]]:
     """(name, element type) of the kernel's pointers, in order."""
     e = spec.epilogue
-    optional = (("bias", e.acc_dtype, e.bias), ("scale", "float32", e.scale), ("residual", e.residual, bool(e.residual)))
+    optional = (
+        ("bias", e.acc_dtype, e.bias),
+        ("scale", "float32", e.scale),
+        ("residual", e.residual, bool(e.residual)),
+    )
     return [
         ("x", spec.x_dtype),
         ("b", spec.mac.b_dtype),
@@ -168,7 +182,15 @@ def pack_weights(spec: GemmSpec, w: np.ndarray) -> np.ndarray:
     """`w` [oc, c/groups, kh, kw] as B: flat, of the multiply's element type."""
     g, step = spec.groups, spec.mac.group
     k = _runs(spec, w)
-    k = np.pad(k, ((0, 0), (0, 0), (0, spec.run_steps * step - spec.run), (0, spec.vectors * spec.lanes - spec.group_oc)))
+    k = np.pad(
+        k,
+        (
+            (0, 0),
+            (0, 0),
+            (0, spec.run_steps * step - spec.run),
+            (0, spec.vectors * spec.lanes - spec.group_oc),
+        ),
+    )
     k = k.reshape(g, spec.segments * spec.run_steps, step, spec.vectors * spec.lanes)
     width = spec.tile[1] * spec.lanes
     blocks = [
@@ -189,7 +211,9 @@ def _runs(spec: GemmSpec, w: np.ndarray) -> np.ndarray:
 def pairs_bounded(spec: GemmSpec, w: np.ndarray) -> bool:
     """No two int8 weights that a `ubs` step adds up in 16 bits can overflow them: 255 * (w0 + w1) fits, negative ones too."""
     k = _runs(spec, w).astype(np.int32)
-    pairs = np.pad(k, ((0, 0), (0, 0), (0, spec.run % 2), (0, 0))).reshape(spec.groups, spec.segments, -1, 2, spec.group_oc)
+    pairs = np.pad(k, ((0, 0), (0, 0), (0, spec.run % 2), (0, 0))).reshape(
+        spec.groups, spec.segments, -1, 2, spec.group_oc
+    )
     positive, negative = np.maximum(pairs, 0).sum(3), np.maximum(-pairs, 0).sum(3)
     return bool(max(positive.max(initial=0), negative.max(initial=0)) * 255 <= 32767)
 

@@ -13,7 +13,13 @@ def load_part(buffer: Any, dtype: str, at: Any, lanes: int, valid: int) -> Any:
         return emit.load(buffer, at, lanes)
     part = emit.local(lanes, dtype)
     for i in range(lanes):
-        emit.store(part, i, emit.load(buffer, at + i) if i < valid else emit.splat(0.0 if dtype == "float32" else 0, dtype, 1))
+        emit.store(
+            part,
+            i,
+            emit.load(buffer, at + i)
+            if i < valid
+            else emit.splat(0.0 if dtype == "float32" else 0, dtype, 1),
+        )
     return emit.load(part, 0, lanes)
 
 

@@ -68,7 +68,9 @@ def emit_pool(spec: PoolSpec, name: str) -> Any:
             tap(kh, kw)
         result = emit.load(acc, 0)
         if spec.kind == "avg":
-            result = result / emit.splat(emit.cast(_count(spec, top, left, rows, cols), "float32", 1), "float32", spec.lanes)
+            result = result / emit.splat(
+                emit.cast(_count(spec, top, left, rows, cols), "float32", 1), "float32", spec.lanes
+            )
         result = emit.cast(result, spec.dtype, spec.lanes) if wide != spec.dtype else result
         out = ((image * spec.oh + row) * spec.ow + col) * spec.c + block * spec.lanes
         store_part(y, spec.dtype, out, result, spec.lanes, valid)
@@ -128,14 +130,20 @@ def emit_mean(spec: MeanSpec, name: str) -> Any:
         acc = emit.local(1, emit.vector(wide, spec.lanes))
         emit.store(acc, 0, emit.splat(0.0 if wide == "float32" else 0, wide, spec.lanes))
         with emit.loop(0, spec.pixels) as p:
-            value = load_part(x, spec.dtype, (image * spec.pixels + p) * spec.c + block * spec.lanes, spec.lanes, valid)
+            value = load_part(
+                x, spec.dtype, (image * spec.pixels + p) * spec.c + block * spec.lanes, spec.lanes, valid
+            )
             value = emit.cast(value, wide, spec.lanes) if wide != spec.dtype else value
             emit.store(acc, 0, emit.load(acc, 0) + value)
         total = emit.load(acc, 0)
         total = emit.cast(total, "float32", spec.lanes) if wide == "int32" else total
-        result = real(total * emit.splat(1.0 / spec.pixels, "float32", spec.lanes), "float32", spec.scale, spec.zero, spec.lanes)
+        result = real(
+            total * emit.splat(1.0 / spec.pixels, "float32", spec.lanes),
+            "float32",
+            spec.scale,
+            spec.zero,
+            spec.lanes,
+        )
         store_part(y, "float32", image * spec.c + block * spec.lanes, result, spec.lanes, valid)
 
     return emit.kernel(name, [("x", spec.dtype), ("y", "float32")], body)
-
-

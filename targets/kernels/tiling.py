@@ -29,7 +29,9 @@ class Split:
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """(piece size, how many), without empty entries."""
-        return tuple((s, n) for s, n in ((self.size + 1, self.larger), (self.size, self.count - self.larger)) if n)
+        return tuple(
+            (s, n) for s, n in ((self.size + 1, self.larger), (self.size, self.count - self.larger)) if n
+        )
 
 
 def split(total: int, largest: int) -> Split:
