@@ -7,7 +7,8 @@ runs only what the change reaches. That needs no compilation, and counts roundin
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,27 @@ from .result import Sensitivity
 def layer_effects(graph: Graph, variants: Mapping[str, Graph], feed: Feed) -> dict[str, Sensitivity]:
     """What each variant (the graph with one layer changed) does to the graph's outputs for one sample."""
     kept: dict[str, np.ndarray] = {}
-    expected = run_reference(graph, feed, kept.__setitem__)
-    values = _tensors(kept)
-    return {
-        name: _compare(expected, _run_changed(graph, variant, values)) for name, variant in variants.items()
-    }
+    with _one_thread():
+        expected = run_reference(graph, feed, kept.__setitem__)
+        values = _tensors(kept)
+        return {
+            name: _compare(expected, _run_changed(graph, variant, values))
+            for name, variant in variants.items()
+        }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: its threads wait for each other after every operator by spinning, which makes small
+    operators ten times slower as soon as anything else uses the machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
