@@ -144,7 +144,7 @@ def test_a_wrong_number_of_inputs_is_refused(case):
             case.op.infer_types([case.types[0]] * (len(case.op.inputs) + 1), attrs)
 
 
-# Operators that move values of any type and rank; what they refuse is in their attributes (tests further down).
+# Operators that move values of any type; what they refuse is in their attributes.
 MOVERS = ("reshape", "transpose", "concat", "pad", "slice", "max_pool2d", "avg_pool2d")
 
 
@@ -166,7 +166,7 @@ def test_wrong_types_are_refused(case):
 
 
 def remove(case: Case, coupling, index: int) -> Case:
-    """The case with `index` gone from every axis of the coupling, and attributes that count along such axes adapted."""
+    """The case with `index` gone from every axis of the coupling; a depthwise channel takes its group along."""
     arrays = list(case.arrays)
     for name, axis in coupling:
         if name != "y":
@@ -174,13 +174,13 @@ def remove(case: Case, coupling, index: int) -> Case:
             arrays[slot] = np.delete(arrays[slot], index, axis)
     attrs = dict(case.attrs)
     if case.op.name == "conv2d" and attrs.get("groups", 1) > 1:
-        attrs["groups"] -= 1  # a depthwise channel takes its group with it
+        attrs["groups"] -= 1
     return Case(case.op, tuple(arrays), attrs)
 
 
 @every_case
 def test_axis_rule(case):
-    """Removing an index everywhere the rule says removes it from the output, or, when summed over, changes nothing."""
+    """Removing an index wherever the rule says removes it from the output; if summed over, changes nothing."""
     full = case.run()
     for coupling in case.op.couple(case.types, case.op.complete(case.attrs)):
         lengths = {
@@ -257,7 +257,7 @@ FLOAT_CASES = [p for p in CASES if not p.values[0].quantised]
 
 @pytest.fixture(scope="module")
 def relax_outputs():
-    """Every float sample through its relax lowering, all in one module: building one costs as much as building all."""
+    """Every float sample through its relax lowering, in one module: it builds faster than many."""
     import tvm
     from tvm import relax
 
