@@ -166,7 +166,7 @@ def test_wrong_types_are_refused(case):
 
 
 def remove(case: Case, coupling, index: int) -> Case:
-    """The case with `index` gone from every axis of the coupling; a depthwise channel takes its group along."""
+    """The case without `index` on every axis of the coupling; a depthwise channel takes its group along."""
     arrays = list(case.arrays)
     for name, axis in coupling:
         if name != "y":
@@ -180,7 +180,7 @@ def remove(case: Case, coupling, index: int) -> Case:
 
 @every_case
 def test_axis_rule(case):
-    """Removing an index wherever the rule says removes it from the output; if summed over, changes nothing."""
+    """Removing an index as the rule says removes it from the output; if summed over, nothing changes."""
     full = case.run()
     for coupling in case.op.couple(case.types, case.op.complete(case.attrs)):
         lengths = {
