@@ -165,6 +165,7 @@ def test_run_equals_onnx_runtime(bitsmith, home):
         np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
     told = json.loads(out)["outputs"]["logits"]
     assert (told["shape"], told["largest"][0]["index"]) == ([1, 6], int(expected.argmax()))
+    assert bitsmith("run", "float", "image.npy")[1] == bitsmith("run", "float", "-i", "image=image.npy")[1]
     assert (
         bitsmith("run", "float", "--random")[1] == bitsmith("run", "float", "--random", "--threads", "2")[1]
     )
@@ -263,6 +264,8 @@ def test_search_that_meets_nothing_says_so_after_its_result(bitsmith, home, monk
         (["run", "float", "--input", "image=none.npy"], 5, "no such file"),
         (["run", "float", "--input", "image=pickle.npy"], 5, "pickle.npy"),
         (["run", "float", "--input", "picture=image1.npy"], 5, "picture"),
+        (["run", "float", "image1.npy", "--random"], 5, "--random"),
+        (["run", "float", "image1.npy", "--input", "image=image1.npy"], 5, "by position and by name"),
         (["run", "damaged", "--random"], 8, "damaged"),
         (["run", "float", "--random", "-o", "broken.onnx/out.npz"], 9, "out.npz"),
         (["bench", "float", "--against", "onnxruntime"], 5, "--model"),

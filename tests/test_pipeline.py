@@ -104,6 +104,14 @@ def test_a_plan_file_mixes_types(graph, model, tmp_path):
         assert noise_db(truth(model, images), logits(mixed, images)) > 25
 
 
+def test_a_candidate_of_a_search_is_a_plan(graph):
+    best = replace(made_up_result().best, plan=Plan("net", {"point": "int8"}))
+    with pipeline.compile(graph, plan=best, calibration=samples(4)) as artifact:
+        assert [row["choice"] for row in artifact.ledger] == ["float32", "float32", "int8", "float32"]
+    with pytest.raises(InputError, match="dict"):
+        pipeline.compile(graph, plan={"point": "int8"}, calibration=samples(4))
+
+
 def test_progress_tells_stages(graph):
     seen = []
     plan = Plan.uniform(graph, "int8")

@@ -15,6 +15,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitsmith search model.onnx -o found -c samples.npy -e others.npy --constraint 'latency<=3ms'",
     ),
     "run": (
+        "bitsmith run model.bitsmith picture.npy",
         "bitsmith run model.bitsmith --input image=picture.npy -o outputs.npz",
         "bitsmith run model.bitsmith --random --json",
     ),

@@ -103,6 +103,10 @@ Study = Annotated[
 ]
 
 # run and bench
+InputFiles = Annotated[
+    list[Path] | None,
+    Argument(metavar="FILE.npy...", help="The inputs, in the model's order.", show_default=False),
+]
 Inputs = Annotated[
     list[str] | None,
     Option("--input", "-i", metavar="NAME=FILE", help="An input: image=picture.npy. Repeatable."),

@@ -136,6 +136,7 @@ def search(
 
 def run(
     artifact: o.ArtifactDir,
+    files: o.InputFiles = None,
     values: o.Inputs = None,
     random: o.Random = False,
     seed: o.Seed = 0,
@@ -147,17 +148,17 @@ def run(
 ) -> None:
     """Run an artifact once on arrays from files, and show or store its outputs."""
     from .. import pipeline
-    from ..pipeline.data_files import read_named, write_arrays
+    from ..pipeline.data_files import read_array, read_named, write_arrays
     from ..pipeline.feeds import random_feed, signature
     from .tables import outputs
 
-    if bool(values) == random:
-        raise InputError("give every input with --input name=file.npy, or --random")
+    if bool(files or values) == random:
+        raise InputError("give a .npy file for each input, in order or as --input name=file.npy, or --random")
     said = Output(as_json, quiet)
     with pipeline.open(artifact) as opened:
         opened.set_threads(threads)
         feed = random_feed(signature(opened).inputs, seed) if random else read_named(values or ())
-        results = pipeline.run(opened, **feed)
+        results = pipeline.run(opened, *map(read_array, files or ()), **feed)
     if out is not None:
         write_arrays(out, results)
     data, shown = outputs(results, out)

@@ -56,12 +56,19 @@ def read_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         raise InputError(f"{path}: cannot be read as a {path.suffix} file: {error}") from None
 
 
+def read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file."""
+    loaded = read_arrays(path)
+    if isinstance(loaded, dict):
+        raise InputError(f"{path}: holds several arrays; give a .npy file for each input")
+    return loaded
+
+
 def read_labels(path: str | Path) -> np.ndarray:
     """Class numbers, int64[n]: a .npy file, or text with one number per line."""
     place = Path(path)
     if place.suffix == ".npy":
-        labels = read_arrays(place)
-        assert isinstance(labels, np.ndarray)
+        labels = read_array(place)
     else:
         try:
             labels = np.array([int(word) for word in place.read_text("utf-8").split()], np.int64)
@@ -81,10 +88,7 @@ def read_named(options: Sequence[str]) -> dict[str, np.ndarray]:
         name, path = split_option(option, "--input", "x=image.npy")
         if name in arrays:
             raise InputError(f"--input {name}: given twice")
-        loaded = read_arrays(Path(path))
-        if isinstance(loaded, dict):
-            raise InputError(f"--input {name}: {path} holds several arrays; give a .npy file for each input")
-        arrays[name] = loaded
+        arrays[name] = read_array(Path(path))
     return arrays
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -22,10 +22,12 @@ from .feeds import random_feed
 from .ledger_rows import layer_times, rows_of
 
 if TYPE_CHECKING:
+    from ...search.result import Candidate
     from ...targets.target import Target
     from ..calibrate import Ranges
 
 PathLike = str | os.PathLike[str]
+PlanLike: TypeAlias = "Plan | Candidate | PathLike"
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`."""
 PROFILE_REPEATS = 20
@@ -55,7 +57,7 @@ def compile(
     graph: Graph,
     *,
     target: str = "host",
-    plan: Plan | PathLike | None = None,
+    plan: PlanLike | None = None,
     calibration: Samples | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -63,7 +65,8 @@ def compile(
     """The compiled model, opened, in a temporary directory: `Artifact.save` keeps it.
 
     target       what to compile for; "host" is this machine, `targets()` lists the rest
-    plan         what each layer becomes: a Plan or a plan file; None leaves every layer float32
+    plan         what each layer becomes: a Plan, a plan file, or a search's candidate (`result.best`);
+                 None leaves every layer float32
     calibration  sample inputs (compiler/samples.py says in which forms); needed when the plan has int8 layers
     threads      threads of a run (1 when None); a compiled model runs with any number, `Artifact.set_threads`
                  changes it
@@ -97,7 +100,7 @@ def cross_compile(
     out: PathLike,
     *,
     target: str,
-    plan: Plan | PathLike | None = None,
+    plan: PlanLike | None = None,
     calibration: Samples | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -127,7 +130,7 @@ def _stage(report: Progress, name: str) -> Callable[[int, int], None]:
 
 def _planned(
     graph: Graph,
-    plan: Plan | PathLike | None,
+    plan: PlanLike | None,
     calibration: Samples | None,
     report: Progress,
     chip: Target,
@@ -142,13 +145,19 @@ def _planned(
     return apply_plan(prepared, chosen, ranges, pair_bound=chip.pair_bound), chosen
 
 
-def _plan_of(plan: Plan | PathLike | None, prepared: Graph) -> Plan:
+def _plan_of(plan: PlanLike | None, prepared: Graph) -> Plan:
+    """The plan that was given in any form, checked against the graph."""
     if plan is None:
         return Plan.uniform(prepared, "float32")
-    return (plan if isinstance(plan, Plan) else Plan.load(plan)).validate(prepared)
+    if isinstance(plan, str | os.PathLike):
+        return Plan.load(plan).validate(prepared)
+    found = plan if isinstance(plan, Plan) else getattr(plan, "plan", None)
+    if not isinstance(found, Plan):
+        raise InputError(f"plan is a {type(plan).__name__}: give a Plan, a plan file or a search's candidate")
+    return found.validate(prepared)
 
 
-def _reason(plan: Plan | PathLike | None) -> str:
+def _reason(plan: PlanLike | None) -> str:
     return "uniform float32: no plan was given" if plan is None else "asked for by the plan"
 
 
