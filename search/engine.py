@@ -104,7 +104,9 @@ def _result(
     trials = tuple(session.candidates.values())
     again = {c.int8_layers for c in verdict.finalists}
     everyone = [*verdict.finalists, *(c for c in trials if c.int8_layers not in again)]
-    front = fastest_first(session, pareto(everyone, session.settings.objectives))
+    front = pareto(everyone, session.settings.objectives)
+    if all(c.name != verdict.best.name for c in front):  # beaten only by plans outside the constraints
+        front.append(verdict.best)
     notes = list(session.notes)
     if not verdict.met:
         notes.append(f"no plan met {', '.join(texts)}: best is the closest")
@@ -122,7 +124,7 @@ def _result(
         float32=verdict.finalists[0],
         int8=verdict.finalists[1],
         best=verdict.best,
-        front=tuple(front),
+        front=tuple(fastest_first(session, front)),
         trials=trials,
         ledger=ledger_of(session.evaluator.layers, evidence),
         sensitivity=sensitivity,

@@ -110,9 +110,9 @@ class SearchResult:
     target, fingerprint  the chip that was compiled for, and the exact one that was measured on
     threads              of all end-to-end times
     float32, int8        the uniform baselines
-    best                 the choice: the best of `front` within the constraints (search/finalists.py has
-                         the rule)
-    front                finalists and trials that no other beats in all objectives, fastest first
+    best                 the choice among the finalists (search/finalists.py has the rule)
+    front                what no other plan beats in all objectives, whether within the constraints or not,
+                         and `best`; fastest first
     trials               every plan that was measured, in order
     ledger               one row per layer of `best`
     sensitivity          by layer

@@ -34,8 +34,9 @@ def layer_effects(graph: Graph, variants: Mapping[str, Graph], feed: Feed) -> di
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch on one thread: its threads wait for each other after every operator by spinning, which makes small
-    operators ten times slower as soon as anything else uses the machine."""
+    """Torch's threads spin while they wait for each other, after every operator: as soon as anything else
+    uses the machine, that makes small operators ten times slower than one thread is.
+    """
     import torch
 
     before = torch.get_num_threads()

@@ -1,0 +1,179 @@
+"""A search that compiles: a small network, this machine, real measurements; no time is asserted."""
+
+import numpy as np
+import pytest
+from bitsmith.compiler.artifact import open as open_artifact
+from bitsmith.compiler.builder import GraphBuilder
+from bitsmith.compiler.database import Database
+from bitsmith.compiler.errors import InputError, TargetError
+from bitsmith.compiler.measure import measure_memory, quality
+from bitsmith.compiler.plan import Plan, layers_of
+from bitsmith.compiler.reference import run_reference
+from bitsmith.passes.prepare import prepare
+from bitsmith.search.result import SearchResult
+from bitsmith.search.run import search
+from bitsmith.targets.target import TARGETS
+
+
+def small_network():
+    rng = np.random.default_rng(0)
+
+    def weights(*shape):
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    b = GraphBuilder("small")
+    x = b.input("x", (1, 3, 16, 16))
+    relu = {"act": "clip", "lo": 0.0, "hi": 6.0}
+    y = b.add(
+        "conv2d",
+        [x, b.param("w0", weights(16, 3, 3, 3))],
+        name="stem",
+        strides=(2, 2),
+        pads=(1, 1, 1, 1),
+        **relu,
+    )
+    y = b.add("conv2d", [y, b.param("w1", weights(64, 16, 1, 1))], name="wide", **relu)
+    mean = b.add("reduce_mean", [y], axes=(2, 3), keepdims=False)
+    return b.finish([b.add("linear", [mean, b.param("w2", weights(10, 64))], name="head")])
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return np.random.default_rng(1).standard_normal((60, 3, 16, 16)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, samples):
+    """The network, the search's result and its directory."""
+    place = tmp_path_factory.mktemp("search")
+    graph = small_network()
+    result = search(
+        graph,
+        calibration=samples[:20],
+        evaluate=samples[20:50],
+        labels=np.arange(30) % 10,
+        constraints=["kl<=0.05", "size<=1x"],
+        trials=3,
+        out=place / "out",
+        database=Database(place / "times.db"),
+    )
+    return graph, result, place
+
+
+def test_it_meets_the_constraints_on_samples_it_did_not_see(found, samples):
+    graph, result, place = found
+    assert result.met and result.best.feasible
+    with open_artifact(result.best.artifact) as artifact:
+        outputs = [artifact.run(x[None]) for x in samples[50:]]
+    judged = quality([run_reference(graph, {"x": x[None]}) for x in samples[50:]], outputs)
+    assert judged.kl <= 0.05 and judged.sqnr_db > 15
+
+
+def test_what_it_says_is_what_lies_in_the_directory(found):
+    graph, result, place = found
+    out = place / "out"
+    assert SearchResult.load(out / "search.json") == result
+    with open_artifact(out / "best") as artifact:
+        assert artifact.plan == result.best.plan.to_json() == Plan.load(out / "plan.json").to_json()
+        assert [row["layer"] for row in artifact.ledger] == [n.name for n in layers_of(prepare(graph))]
+        assert [row["choice"] for row in artifact.ledger] == [row.choice for row in result.ledger]
+    for candidate in result.front:
+        if candidate.artifact is not None:
+            with open_artifact(candidate.artifact) as artifact:
+                assert artifact.plan == candidate.plan.to_json()
+                assert artifact.size_bytes == candidate.size_bytes or candidate.name == result.best.name
+
+
+def test_every_candidate_was_measured(found):
+    _, result, _ = found
+    assert len(result.trials) == 5
+    for candidate in (*result.trials, *result.baselines, result.best):
+        assert candidate.latency.n >= 5 and candidate.latency_us > 0 and candidate.size_bytes > 0
+        assert candidate.quality.accuracy is not None
+    assert result.best.quality.n == 30 and result.trials[0].quality.n == 15
+    assert result.int8.quality.kl > 0 and result.float32.quality.kl == 0
+    assert {a.candidate for a in result.additivity} >= {"float32", "int8"}
+    assert all(a.predicted_us > 0 for a in result.additivity)
+
+
+def test_the_ledger_counts_what_the_planned_graph_stores(found):
+    graph, result, _ = found
+    for row in result.ledger:
+        weights = graph.params[graph.node(row.layer).inputs[1]]
+        extra = 8 * len(weights) if row.choice == "int8" else 0
+        least = weights.size * (1 if row.choice == "int8" else 4)
+        assert least <= row.weight_bytes <= least + max(extra, 4 * len(weights))
+        assert row.measured_us > 0 and row.predicted_us > 0 and row.reason.startswith(row.choice)
+
+
+def test_kernel_times_are_taken_from_the_database(found, samples, monkeypatch):
+    from bitsmith.targets import latency
+
+    graph, first, place = found
+    before = Database(place / "times.db").count()
+    assert before > 0
+    monkeypatch.setattr(latency, "_measure", lambda *args: pytest.fail("a known kernel was measured again"))
+    again = search(
+        graph,
+        calibration=samples[:20],
+        evaluate=samples[20:50],
+        labels=np.arange(30) % 10,
+        constraints=["kl<=0.05", "size<=1x"],
+        trials=3,
+        out=place / "out",
+        database=Database(place / "times.db"),
+    )
+    assert again.trials == first.trials
+    assert Database(place / "times.db").count() == before
+
+
+def test_its_memory_can_be_measured(found):
+    _, result, _ = found
+    memory = measure_memory(result.best.artifact)
+    with open_artifact(result.best.artifact) as artifact:
+        needed = artifact.arena_bytes
+    assert memory.peak_bytes > memory.own_bytes >= 0 and memory.peak_bytes > needed
+
+
+def test_a_function_may_judge(samples, tmp_path):
+    asked = []
+
+    def score(artifact):
+        asked.append(artifact.size_bytes)
+        return float(-artifact.run(samples[0][None])["head"].std())
+
+    result = search(
+        small_network(),
+        calibration=samples[:20],
+        evaluate=score,
+        trials=0,
+        database=Database(tmp_path / "times.db"),
+    )
+    assert result.constraints == ("score_drop<=0.01",)
+    assert len(asked) >= 4 and result.best.quality.score is not None and result.best.artifact is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"constraints": ["agreement=1"]}, "takes >="),
+        ({"objectives": ["beauty"]}, "beauty"),
+        ({"trials": -1}, "trials"),
+        ({"timeout": -1.0}, "timeout"),
+        ({"threads": 0}, "threads"),
+        ({"labels": [1]}, "evaluate="),
+        ({"calibration": np.zeros((3, 5), np.float32)}, "shape"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(samples, options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        search(small_network(), **{"calibration": samples[:8], "out": tmp_path / "out", **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_does_not_run_here_is_refused(samples):
+    foreign = next((name for name, t in TARGETS.items() if not t.runs_here), None)
+    if foreign is None:
+        pytest.skip("this machine runs every target")
+    with pytest.raises(TargetError, match="a search measures"):
+        search(small_network(), target=foreign, calibration=samples[:8])
