@@ -14,7 +14,7 @@ from ..compiler.ops import ACTIVATIONS, OPS
 from ..compiler.ops.conv import in_layout, nchw, out_layout
 from .call import KernelCall, Weights
 from .isa import Isa
-from .kernels.depthwise import MAX_TAPS, DepthwiseSpec, pack_depthwise, pad_channels
+from .kernels.depthwise_spec import MAX_TAPS, DepthwiseSpec, pack_depthwise, pad_channels
 from .kernels.epilogue import Epilogue, small
 from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.pointwise import PointwiseSpec
@@ -143,6 +143,7 @@ def _depthwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelC
         pads=a["pads"][:2],
         x_zero=a["x_zero"],
         epilogue=_epilogue(graph, node, {**a, "x_zero": 0}),
+        float_bias=w.dtype == np.int8 and _sums_stay_exact(w, graph.params.get(_operand(node, 2))),
     )
     operands: list[Any] = [node.inputs[0]]
     padded = spec.blocks * spec.lanes
@@ -153,6 +154,13 @@ def _depthwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelC
     if spec.epilogue.residual:
         operands.append(node.inputs[3])
     return KernelCall(spec, (*operands, node.output), spec.tasks)
+
+
+def _sums_stay_exact(w: np.ndarray, bias: np.ndarray | None) -> bool:
+    """Whether bias + sum(x * w) keeps below 2**24, where float32 holds every integer, for all uint8 x."""
+    largest = 255 * np.abs(w.astype(np.int64)).sum(axis=(1, 2, 3))
+    largest += 0 if bias is None else np.abs(bias.astype(np.int64))
+    return bool(largest.max(initial=0) < 2**24)
 
 
 def _linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .depthwise import DepthwiseSpec, emit_depthwise
+from .depthwise import emit_depthwise
+from .depthwise_spec import DepthwiseSpec
 from .gemm import emit_gemm
 from .gemm_spec import GemmSpec
 from .pointwise import CopySpec, PointwiseSpec, emit_copy, emit_pointwise
