@@ -67,11 +67,20 @@ class Evaluator(Protocol):
     notes             what the reader of the result should know about the data
     """
 
-    identity: Mapping[str, str]
-    layers: tuple[Layer, ...]
-    base_plan: Plan
-    sensitivity_samples: int
-    notes: tuple[str, ...]
+    @property
+    def identity(self) -> Mapping[str, str]: ...
+
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+
+    @property
+    def base_plan(self) -> Plan: ...
+
+    @property
+    def sensitivity_samples(self) -> int: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     @property
     def names(self) -> Names: ...

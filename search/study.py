@@ -60,7 +60,7 @@ class Study:
 
         with _storage_errors(self.name):
             trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        found = {}
+        found: dict[str, Candidate] = {}
         for trial in trials:
             if RECORD in trial.user_attrs:
                 candidate = Candidate.from_json(trial.user_attrs[RECORD])
@@ -172,7 +172,7 @@ def _sampler(propose: Callable[[], Mapping[str, str]], layers: Sequence[str]) ->
 
     space = {layer: optuna.distributions.CategoricalDistribution(CHOICES) for layer in layers}
 
-    class Proposing(optuna.samplers.BaseSampler):  # type: ignore[misc]
+    class Proposing(optuna.samplers.BaseSampler):
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
             return dict(space)
 

@@ -19,7 +19,7 @@ from bitsmith.search.study import open_study
 from synthetic_search import Synthetic
 
 HERE = Path(__file__).parent
-TRIALS = 14
+TRIALS = 8
 ASKED = Settings(constraints=parse_constraints(["kl<=0.005"]), trials=TRIALS)
 WORKER = """
 import sys
