@@ -170,13 +170,7 @@ class _Depthwise:
                 residual = load_part(self.buffers["residual"], e.residual, out + i * s.c, s.lanes, at.valid)
             return e.activated(value, scale, residual, s.lanes, summed="float32")
 
-        together = e.pairs(s.lanes) and at.valid == s.lanes
-        for i in range(0, at.pixels, 2 if together else 1):
-            if together and i + 1 < at.pixels:
-                both = emit.bits(e.quantise_pair(ready(i), ready(i + 1)), "int64", 2)
-                for j in range(2):
-                    half = emit.bits(emit.shuffle(both, (j,)), "uint8", 8)
-                    emit.store(self.buffers["y"], out + (i + j) * s.c, half, s.lanes)
-            else:
-                value = quantise(ready(i), e, s.lanes)
-                store_part(self.buffers["y"], e.out_dtype, out + i * s.c, value, s.lanes, at.valid)
+        for i in range(at.pixels):
+            packed = e.packs(s.lanes)
+            value = e.pack(ready(i)) if packed else quantise(ready(i), e, s.lanes)
+            store_part(self.buffers["y"], e.out_dtype, out + i * s.c, value, s.lanes, at.valid)

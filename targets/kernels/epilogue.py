@@ -48,19 +48,20 @@ class Epilogue:
             return f  # saturation does the same
         return activate(f, self, lanes)
 
-    def pairs(self, lanes: int) -> bool:
-        """Two vectors are rounded and packed together (`quantise_pair`)."""
+    def packs(self, lanes: int) -> bool:
+        """AVX2's saturating packs do the clamping (`pack`)."""
         return self.narrow and lanes == 8
 
-    def quantise_pair(self, f0: Any, f1: Any) -> Any:
-        """uint8x16 from two float32x8 by AVX2's saturating packs: 5 instructions a vector less than `quantise`."""
-        i0, i1 = (emit.intrinsic("llvm.x86.avx.cvt.ps2dq.256", "int32x8", f) for f in (f0, f1))
-        words = emit.intrinsic("llvm.x86.avx2.packssdw", "int16x16", i0, i1)
+    def pack(self, *vectors: Any) -> Any:
+        """uint8x8 from one float32x8, or uint8x16 from two: about half the instructions of `quantise`."""
+        whole = [emit.intrinsic("llvm.x86.avx.cvt.ps2dq.256", "int32x8", f) for f in vectors]
+        words = emit.intrinsic("llvm.x86.avx2.packssdw", "int16x16", whole[0], whole[-1])
         if self.y_zero:
             words = emit.intrinsic("llvm.sadd.sat", "int16x16", words, emit.splat(self.y_zero, "int16", 16))
-        octets = emit.intrinsic("llvm.x86.avx2.packuswb", "int8x32", words, words)
+        octets = emit.bits(emit.intrinsic("llvm.x86.avx2.packuswb", "int8x32", words, words), "int32", 8)
         # Packing works within 128-bit halves: the double words are now a0 b0 a0 b0 a1 b1 a1 b1.
-        return emit.bits(emit.shuffle(emit.bits(octets, "int32", 8), (0, 4, 1, 5)), "uint8", 16)
+        order = (0, 4, 1, 5)[: 2 * len(vectors)]
+        return emit.bits(emit.shuffle(octets, order), "uint8", 8 * len(vectors))
 
 
 def small(scale: float, r_scale: float, act: str, y_inv: float, out_dtype: str) -> bool:
@@ -118,7 +119,7 @@ def activate(f: Any, spec: Any, lanes: int) -> Any:
 
 
 def quantise(f: Any, spec: Any, lanes: int) -> Any:
-    """float32 -> `spec.out_dtype`. Clamping first keeps the rounding trick in range; it commutes with rounding at whole bounds."""
+    """float32 vector -> `spec.out_dtype`. Clamping first keeps the rounding trick in range; it commutes with rounding at whole bounds."""
     if spec.out_dtype == "float32":
         return f
     if spec.y_inv != 1.0:

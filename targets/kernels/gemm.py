@@ -229,17 +229,20 @@ class _Gemm:
             return e.activated(emit.load(acc, i * vectors + v), scale, residual, s.lanes)
 
         def all_of(valid: int) -> None:
+            whole = vectors if valid == s.lanes else vectors - 1
             for i in range(rows):
-                whole = vectors if valid == s.lanes else vectors - 1
-                for v in range(vectors):
+                for v in range(0, vectors, 2 if e.packs(s.lanes) else 1):
                     at = out + i * s.oc + v * s.lanes
-                    if e.pairs(s.lanes) and v + 1 < whole and v % 2 == 0:
-                        value = e.quantise_pair(ready(i, v, s.lanes), ready(i, v + 1, s.lanes))
-                        emit.store(self.buffers["y"], at, value, 2 * s.lanes)
-                    elif not (e.pairs(s.lanes) and v < whole and v % 2):
-                        here = valid if v == vectors - 1 else s.lanes
-                        value = quantise(ready(i, v, here), e, s.lanes)
-                        store_part(self.buffers["y"], e.out_dtype, at, value, s.lanes, here)
+                    if e.packs(s.lanes) and v + 1 < whole:
+                        both = e.pack(ready(i, v, s.lanes), ready(i, v + 1, s.lanes))
+                        emit.store(self.buffers["y"], at, both, 2 * s.lanes)
+                        continue
+                    for w in range(v, min(v + (2 if e.packs(s.lanes) else 1), vectors)):
+                        here = valid if w == vectors - 1 else s.lanes
+                        f = ready(i, w, here)
+                        value = e.pack(f) if e.packs(s.lanes) else quantise(f, e, s.lanes)
+                        to = at + (w - v) * s.lanes
+                        store_part(self.buffers["y"], e.out_dtype, to, value, s.lanes, here)
 
         final = (s.vectors - 1) // s.tile[1]
         if not partial:
