@@ -152,22 +152,22 @@ def shown(rows: list[Row], result: bitsmith.SearchResult) -> None:
     head = f"EfficientNet-Lite0, one thread; quality on {HELD_OUT} pictures that nothing was chosen by"
     console.print(f"\n[bold]{head}[/bold]")
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for head in ("", "size", "latency", "x", "agrees", "KL", "SQNR"):
+    for head in ("", "MB", "ms", "x", "agrees", "KL", "SQNR dB"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for row in rows:
         t, q, first = row.latency, row.quality, row is rows[0]
         table.add_row(
             row.name,
-            f"{row.size_bytes / 1e6:.2f} MB",
-            f"{t.median_us / 1e3:.2f} ± {t.spread_us / 2e3:.2f} ms",
+            f"{row.size_bytes / 1e6:.2f}",
+            f"{t.median_us / 1e3:.2f} ± {t.spread_us / 2e3:.2f}",
             f"{t.ratio_to_first:.2f}",
             f"{q.agreement:.1%}",
             "-" if first else f"{q.kl:.1e}",
-            "-" if first else f"{q.sqnr_db:.1f} dB",
+            "-" if first else f"{q.sqnr_db:.1f}",
             style="bold" if row is rows[-1] else None,
         )
     console.print(table)
-    console.print(f"latency: median ± half the interquartile range of {rows[0].latency.n} rounds in turns")
+    console.print(f"ms: median latency ± half the interquartile range of {rows[0].latency.n} rounds in turns")
     console.print(f"x: latency over that of {rows[0].name}; agrees: same top class as it")
     verdict = "met" if result.met else "not met: this is the closest plan"
     layers = f"{len(result.best.int8_layers)} of {len(result.ledger)} layers"

@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and what it exits with."""
 
+import html
 import json
 import os
 import re
@@ -246,6 +247,27 @@ def test_search_that_meets_nothing_says_so_after_its_result(bitsmith, home, monk
     assert code == ConstraintError.exit_code
     assert json.loads(out)["met"] is False
     assert "no plan met" in err and "found3" in err
+
+
+def test_a_real_search_from_start_to_report(bitsmith, home):
+    words = ("search", "net.onnx", "-o", "real", "-c", "samples.npy", "--shape", "batch=1", "--json")
+    options = ("--constraint", "sqnr>=10dB", "--trials", "2")
+    code, out, err = bitsmith(*words, *options)
+    data = json.loads(out)
+    assert code == 0 and data["met"]
+    assert "trials: 2/2" in err and "finalists" in err
+    assert {row["layer"] for row in data["ledger"]} == set(LAYERS)
+    page = (home / "real" / "report.html").read_text()
+    assert all(row["reason"] in html.unescape(page) for row in data["ledger"])
+    with open(data["best"]["artifact"]) as best:
+        assert best.plan == data["best"]["plan"]
+    again = ("compile", "net.onnx", "-o", "again", "--shape", "batch=1", "--plan", "real/plan.json", "-q")
+    assert bitsmith(*again, "-c", "samples.npy")[0] == 0
+    assert json.loads(bitsmith("inspect", "again", "--json")[1])["plan"] == data["best"]["plan"]
+    code, out, _ = bitsmith(*words, *options)
+    resumed = json.loads(out)
+    assert code == 0 and len(resumed["trials"]) >= len(data["trials"])
+    assert any("went on from" in note for note in resumed["notes"])
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.rows: dict[str, list[list[str]]] = {}
         self.text: list[str] = []
-        self.table = ""
+        self.notes: list[str] = []
+        self.table, self.note = "", False
         self.feed(text)
         self.close()
         assert not self.stack, f"not closed: {self.stack}"
@@ -35,6 +36,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.stack.append(tag)
+        self.note = "tbody" in self.stack and dict(attrs).get("class") == "note"
         if tag == "table":
             self.table = dict(attrs)["id"] or ""
             self.rows[self.table] = []
@@ -48,10 +50,13 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.stack and self.stack.pop() == tag, f"</{tag}> closes something else"
+        self.note = False
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
-        if "tbody" in self.stack and self.stack[-1] in ("td", "th", "span"):
+        if self.note:
+            self.notes.append(data)
+        if "tbody" in self.stack and self.stack[-1] in ("td", "th", "span") and not self.note:
             self.rows[self.table][-1][-1] += data
 
 
@@ -85,13 +90,14 @@ def test_every_layer_has_its_row(result, page):
     rows = page.rows["ledger-table"]
     assert [row[0] for row in rows] == [r.layer for r in result.ledger]
     for row, r in zip(rows, result.ledger, strict=True):
-        assert row[3] == r.choice
-        assert row[4] == f"{r.bits:.2f}"
-        assert row[5] == f"{r.weight_bytes:,}"
-        assert row[8] == f"{r.predicted_us:.1f}"
-        assert row[9] == ("–" if r.measured_us is None else f"{r.measured_us:.1f}")
-        assert row[10] == f"{r.error_share:.1%}"
-        assert row[11] == r.reason
+        assert row[1] == r.choice
+        assert row[2] == f"{r.bits:.2f}"
+        assert row[3] == f"{r.weight_bytes:,}"
+        assert row[6] == f"{r.predicted_us:.1f}"
+        assert row[7] == ("–" if r.measured_us is None else f"{r.measured_us:.1f}")
+        assert row[8] == f"{r.error_share:.1%}"
+        assert row[9] == r.reason
+    assert page.notes == ["conv2d 1×14×14×32"] * len(rows)
 
 
 def test_every_candidate_has_its_row(result, page):

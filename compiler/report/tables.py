@@ -20,13 +20,14 @@ class Head:
 
 @dataclass(frozen=True)
 class Cell:
-    """`value` sorts; `bar` is a percentage drawn under the text; `kind` a class of the style sheet."""
+    """`value` sorts; `bar` is a percentage drawn and `note` small text below; `kind` a class of the style."""
 
     text: str
     value: float | None = None
     kind: str = ""
     bar: float | None = None
     chip: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class Row:
 
 
 LEDGER_HEADS = (
-    Head("layer", number=False),
-    Head("operator", number=False),
-    Head("output", number=False, help="shape of the layer's output"),
+    Head("layer", number=False, help="with its operator and the shape of its output"),
     Head("choice", number=False, help="data type chosen for the layer"),
     Head("bits", help="stored bits per weight, scales and bias counted"),
     Head("weights", help="stored bytes of weights, bias and scales"),
@@ -63,9 +62,7 @@ def _ledger_row(row: LedgerRow, heaviest: float, slowest: float, worst: float) -
     part = row.weight_bytes / row.float_bytes if row.float_bytes else 1.0
     return Row(
         (
-            Cell(row.layer),
-            Cell(row.op),
-            Cell("×".join(map(str, row.shape))),
+            Cell(row.layer, note=f"{row.op} {'×'.join(map(str, row.shape))}"),
             Cell(row.choice, chip=True),
             number(row.bits, ".2f"),
             number(row.weight_bytes, ",.0f", heaviest),
