@@ -1,0 +1,121 @@
+"""The geometry of a depthwise convolution, its cutting into tasks and tiles, and the packing of its weights (see
+depthwise.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .epilogue import Epilogue
+
+TILE = 7
+"""Output pixels of a register tile at most: with the weights of a tap row this fills 16 registers."""
+MAX_TAPS = 518
+TASK_BYTES = 128 * 1024
+CACHE_LINE = 64
+
+
+@dataclass(frozen=True)
+class DepthwiseSpec:
+    """Geometry of an NHWC depthwise conv2d, instruction set and epilogue.
+
+    `float_bias`: with the int32 bias the sums still stay below 2**24, so that it may start them.
+    """
+
+    lanes: int
+    x_dtype: str
+    n: int
+    h: int
+    w: int
+    c: int
+    oh: int
+    ow: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int]  # top, left
+    x_zero: int
+    epilogue: Epilogue
+    float_bias: bool = False
+
+    @property
+    def quantised(self) -> bool:
+        return self.x_dtype == "uint8"
+
+    @property
+    def blocks(self) -> int:
+        """Vectors of channels."""
+        return -(-self.c // self.lanes)
+
+    @property
+    def rows(self) -> int:
+        """Output rows of a task: four tasks or more for threads to share, and input that stays in cache."""
+        line = self.strides[0] * self.w * self.c * np.dtype(self.x_dtype).itemsize
+        return max(1, min(-(-self.oh // 4), TASK_BYTES // line))
+
+    @property
+    def group(self) -> int:
+        """Vectors of channels that lie in one cache line of the input."""
+        return CACHE_LINE // (self.lanes * np.dtype(self.x_dtype).itemsize)
+
+    @property
+    def row_tasks(self) -> int:
+        return -(-self.oh // self.rows)
+
+    @property
+    def tasks(self) -> int:
+        return self.n * self.row_tasks
+
+    @cached_property
+    def tile(self) -> int:
+        """Output pixels of a tile: the widest that leaves no narrow rest."""
+        return min(range(1, TILE + 1), key=lambda t: (-(-self.ow // t), t))
+
+    def inside(self, first: int, pixels: int) -> bool:
+        """No window of the output pixels [first, first + pixels) reaches over the left or right edge."""
+        start = first * self.strides[1] - self.pads[1]
+        end = (first + pixels - 1) * self.strides[1] - self.pads[1] + (self.kernel[1] - 1) * self.dilations[1]
+        return start >= 0 and end < self.w
+
+    @cached_property
+    def segments(self) -> tuple[tuple[int, int, int], ...]:
+        """(first pixel, pixels of a tile, tiles) from left to right; only inner tiles of equal width share an entry."""
+        starts = [(at, min(self.tile, self.ow - at)) for at in range(0, self.ow, self.tile)]
+        merged: list[tuple[int, int, int]] = []
+        for at, width in starts:
+            last = merged[-1] if merged else None
+            if last and last[1] == width and self.inside(*last[:2]) and self.inside(at, width):
+                merged[-1] = (last[0], width, last[2] + 1)
+            else:
+                merged.append((at, width, 1))
+        return tuple(merged)
+
+
+def depthwise_params(spec: DepthwiseSpec) -> list[tuple[str, str]]:
+    """(name, element type) of the kernel's pointers, in order."""
+    e = spec.epilogue
+    optional = (
+        ("bias", e.acc_dtype, e.bias),
+        ("scale", "float32", e.scale),
+        ("residual", e.residual, bool(e.residual)),
+    )
+    return [
+        ("x", spec.x_dtype),
+        ("w", "int8" if spec.quantised else "float32"),
+        *((name, dtype) for name, dtype, there in optional if there),
+        ("y", e.out_dtype),
+    ]
+
+
+def pack_depthwise(spec: DepthwiseSpec, w: np.ndarray) -> np.ndarray:
+    """`w` [c, 1, kh, kw] -> [block][kh][kw][lanes], flat."""
+    taps = np.moveaxis(w[:, 0], 0, -1)
+    taps = np.pad(taps, ((0, 0), (0, 0), (0, spec.blocks * spec.lanes - spec.c)))
+    return np.moveaxis(taps.reshape(*spec.kernel, spec.blocks, spec.lanes), 2, 0).ravel()
+
+
+def pad_channels(spec: DepthwiseSpec, values: np.ndarray) -> np.ndarray:
+    """One value per channel, padded to whole vectors."""
+    return np.pad(values, (0, spec.blocks * spec.lanes - spec.c))
