@@ -129,7 +129,9 @@ def _milp(
         highest[:n] = [x in allowed for x in layers]
     done = milp(
         cost,
-        integrality=np.concatenate([np.ones(n), np.zeros(2 * m)]),
+        # The edges' variables would be whole anyway. Said so, HiGHS is faster and spares the repair of rounded
+        # continuous ones, which prints to stdout, where a command's JSON may be going.
+        integrality=np.ones(n + 2 * m),
         bounds=Bounds(0, highest),
         constraints=[LinearConstraint(a, -np.inf, b) for a, b in rows],
         options={"mip_rel_gap": 0.0},
