@@ -129,7 +129,7 @@ def _milp(
         highest[:n] = [x in allowed for x in layers]
     done = milp(
         cost,
-        # The edges' variables would be whole anyway. Said so, HiGHS is faster and spares the repair of rounded
+        # The edge variables would be whole anyway. Said so, HiGHS is faster, and spares a repair of rounded
         # continuous ones, which prints to stdout, where a command's JSON may be going.
         integrality=np.ones(n + 2 * m),
         bounds=Bounds(0, highest),
