@@ -149,7 +149,7 @@ def measured(subjects: Mapping[str, bitsmith.Artifact | OnnxPeer], repeats: int)
 
 
 def shown(rows: list[Row], result: bitsmith.SearchResult) -> None:
-    head = f"EfficientNet-Lite0, one thread; quality on {HELD_OUT} pictures that nothing was chosen by"
+    head = f"EfficientNet-Lite0, one thread; quality on {HELD_OUT} held-out pictures"
     console.print(f"\n[bold]{head}[/bold]")
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for head in ("", "MB", "ms", "x", "agrees", "KL", "SQNR dB"):
