@@ -14,7 +14,7 @@ from ..compiler.ops import ACTIVATIONS, OPS
 from ..compiler.ops.conv import in_layout, nchw, out_layout
 from .call import KernelCall, Weights
 from .isa import Isa
-from .kernels.depthwise_spec import MAX_TAPS, DepthwiseSpec, pack_depthwise, pad_channels
+from .kernels.depthwise_spec import DepthwiseSpec, pack_depthwise, pad_channels
 from .kernels.epilogue import Epilogue, small
 from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.pointwise import PointwiseSpec
@@ -94,7 +94,7 @@ def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall
     _, oc, oh, ow = nchw(node.type.shape, "NHWC")
     planar = in_layout(a) == "NCHW"
     depthwise = a["groups"] == c == oc and w.shape[1] == 1
-    if depthwise and not planar and math.prod(w.shape[2:]) <= MAX_TAPS:
+    if depthwise and not planar:
         return _depthwise(graph, node, a, isa)
     if planar and a["groups"] > 1:
         return None
@@ -130,6 +130,7 @@ def _depthwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelC
     n, h, width, c = x.shape
     spec = DepthwiseSpec(
         lanes=isa.lanes,
+        dot=isa.dot if x.dtype == "uint8" else "",
         x_dtype=x.dtype,
         n=n,
         h=h,
@@ -143,24 +144,16 @@ def _depthwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelC
         pads=a["pads"][:2],
         x_zero=a["x_zero"],
         epilogue=_epilogue(graph, node, {**a, "x_zero": 0}),
-        float_bias=w.dtype == np.int8 and _sums_stay_exact(w, graph.params.get(_operand(node, 2))),
     )
     operands: list[Any] = [node.inputs[0]]
     padded = spec.blocks * spec.lanes
-    operands.append(Weights(padded * math.prod(spec.kernel) * w.itemsize, lambda: pack_depthwise(spec, w)))
+    operands.append(Weights(spec.blocks * spec.block_weights * w.itemsize, lambda: pack_depthwise(spec, w)))
     for index in (2, 4):
         if value := _operand(node, index):
             operands.append(Weights(padded * 4, lambda v=value: pad_channels(spec, graph.params[v])))  # type: ignore[misc]
     if spec.epilogue.residual:
         operands.append(node.inputs[3])
     return KernelCall(spec, (*operands, node.output), spec.tasks)
-
-
-def _sums_stay_exact(w: np.ndarray, bias: np.ndarray | None) -> bool:
-    """Whether bias + sum(x * w) keeps below 2**24, where float32 holds every integer, for all uint8 x."""
-    largest = 255 * np.abs(w.astype(np.int64)).sum(axis=(1, 2, 3))
-    largest += 0 if bias is None else np.abs(bias.astype(np.int64))
-    return bool(largest.max(initial=0) < 2**24)
 
 
 def _linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:

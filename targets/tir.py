@@ -27,7 +27,6 @@ def compile_kernel(function: Any, isa: Isa) -> bytes:
         transform.BindTarget(target.with_host(target)),
         transform.StmtSimplify(),
         transform.FlattenBuffer(),
-        transform.NarrowDataType(32),
         transform.VectorizeLoop(True),
         transform.UnrollLoop(),
         transform.StmtSimplify(),

@@ -1,23 +1,26 @@
 """Depthwise convolution, NHWC: one vector of channels at a time, a tile of output pixels of a row in registers.
 
-For each tap row, every input vector of the tile is loaded once and multiplied into all the outputs whose
-window holds it; the weights of the tap row stay in registers. uint8 inputs and int8 weights are summed in
-float32, which is exact while the sums stay below 2**24 (any window of up to 518 taps): at this shape a float
-multiply-add measured as fast as AVX2's integer ones.
+For each step of tap rows, every input vector of the tile is loaded once and multiplied into all the outputs
+whose window holds it; the weights of the step stay in registers.
+
+    float32         one tap row a step, multiply-add
+    uint8 x int8    two tap rows a step, interleaved: sums of pairs in int32 (mac.pair_step). Sums through float32
+                    took 1.5 times as long: the chain of multiply-adds is four times as long as that of additions
 
 Channels are walked in groups that share cache lines, all rows of the task within a group, so that a line
-fetched for one vector is still there for the next. Weights are packed [vector][kh][kw][lanes]; int8 ones are
-widened once per task and group.
+fetched for one vector is still there for the next.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from . import emit
 from .depthwise_spec import DepthwiseSpec, depthwise_params
 from .epilogue import quantise
+from .mac import pair_step
 from .partial import load_part, store_part
 
 
@@ -28,14 +31,13 @@ def emit_depthwise(spec: DepthwiseSpec, name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Where a tile lies: picture, output row, vector of channels and its weights; the output column `first`
+    """Where a tile lies: picture, output row, vector of channels; the output column `first`
     (for tiles in a loop, that of the first of them), how many pixels, whether windows reach over an edge
     (`checked`), and the valid lanes."""
 
     image: Any
     row: Any
     block: Any
-    weights: Any
     first: int
     pixels: int
     checked: bool
@@ -49,10 +51,6 @@ class _Depthwise:
         *buffers, self.begin, self.end = args
         self.spec = spec
         self.buffers = dict(zip((n for n, _ in depthwise_params(spec)), buffers, strict=True))
-        self.block_taps = spec.kernel[0] * spec.kernel[1] * spec.lanes
-        self.wide = self.buffers["w"]
-        if spec.quantised:
-            self.wide = emit.local(self.block_taps * spec.group, "float32")
 
     def body(self) -> None:
         s = self.spec
@@ -69,56 +67,98 @@ class _Depthwise:
         """All rows of a task for the vectors [first, first + group) before `stop`."""
         s = self.spec
         count = min(s.group, stop - first) if isinstance(first, int) else emit.vmin(s.group, stop - first)
-        if s.quantised:
-            emit.over(0, count, lambda i: self.widen(first + i, i))
         end = emit.vmin(s.oh - row, s.rows) if s.oh % s.rows else s.rows
 
         def line(r: Any, i: Any) -> None:
-            weights = (i if s.quantised else first + i) * self.block_taps
             for begin, pixels, tiles in s.segments:
                 over_edge = not s.inside(begin, pixels)
-                at = _Tile(image, row + r, first + i, weights, begin, pixels, over_edge, valid)
+                at = _Tile(image, row + r, first + i, begin, pixels, over_edge, valid)
                 emit.over(0, tiles, lambda t, at=at: self.tile(at, at.first + t * at.pixels))  # type: ignore[misc]
 
         emit.over(0, end, lambda r: emit.over(0, count, lambda i: line(r, i)))
 
-    def widen(self, block: Any, place: Any) -> None:
-        """int8 weights of a vector of channels as float32."""
-        s = self.spec
-        for tap in range(s.kernel[0] * s.kernel[1]):
-            narrow = emit.load(self.buffers["w"], block * self.block_taps + tap * s.lanes, s.lanes)
-            value = emit.cast(emit.cast(narrow, "int32", s.lanes), "float32", s.lanes)
-            emit.store(self.wide, place * self.block_taps + tap * s.lanes, value, s.lanes)
-
     def tile(self, at: _Tile, pixel: Any) -> None:
         """Output pixels [pixel, pixel + at.pixels) of one row."""
-        s = self.spec
-        acc = emit.local(at.pixels, emit.vector("float32", s.lanes))
+        s, e = self.spec, self.spec.epilogue
+        acc = emit.local(at.pixels, emit.vector(e.acc_dtype, s.lanes))
+        start = e.start(self.buffers.get("bias"), at.block * s.lanes, s.lanes)
         for i in range(at.pixels):
-            emit.store(acc, i, self.start(at.block))
+            emit.store(acc, i, start)
         top = at.row * s.strides[0] - s.pads[0]
-        left = pixel * s.strides[1] - s.pads[1]
-
-        def tap_row(kh: Any) -> None:
-            taps = at.weights + kh * (s.kernel[1] * s.lanes)
-            w = [emit.load(self.wide, taps + kw * s.lanes, s.lanes) for kw in range(s.kernel[1])]
-            line = ((at.image * s.h + top + kh * s.dilations[0]) * s.w + left) * s.c + at.block * s.lanes
-            for j, users in self.columns(at):
-                x = self.value(line + j * s.c, at.valid)
-                for i, kw in users:
-                    emit.store(acc, i, emit.load(acc, i) + x * w[kw])
-
-        self.tap_rows(top, tap_row)
+        left = ((at.image * s.h + top) * s.w + pixel * s.strides[1] - s.pads[1]) * s.c + at.block * s.lanes
+        if s.quantised:
+            self.pair_rows(acc, at, top, left)
+        else:
+            self.tap_rows(acc, at, top, left)
         out = ((at.image * s.oh + at.row) * s.ow + pixel) * s.c + at.block * s.lanes
         self.finish(acc, out, at)
 
-    def start(self, block: Any) -> Any:
-        """What the sums begin with."""
-        s, bias = self.spec, self.buffers.get("bias")
-        if s.epilogue.bias and (not s.quantised or s.float_bias):
-            value = emit.load(bias, block * s.lanes, s.lanes)
-            return emit.cast(value, "float32", s.lanes) if s.quantised else value
-        return emit.splat(0.0, "float32", s.lanes)
+    def tap_rows(self, acc: Any, at: _Tile, top: Any, left: Any) -> None:
+        """float32: the tap rows that lie inside the picture, one after the other."""
+        s, d = self.spec, self.spec.dilations[0]
+
+        def one(kh: Any) -> None:
+            taps = at.block * s.block_weights + kh * (s.kernel[1] * s.lanes)
+            w = [emit.load(self.buffers["w"], taps + kw * s.lanes, s.lanes) for kw in range(s.kernel[1])]
+            for j, users in self.columns(at):
+                place = left + kh * (d * s.w * s.c) + j * s.c
+                x = load_part(self.buffers["x"], s.x_dtype, place, s.lanes, at.valid)
+                for i, kw in users:
+                    emit.store(acc, i, emit.load(acc, i) + x * w[kw])
+
+        if s.rows_inside:
+            emit.over(0, s.kernel[0], one)
+        else:
+            first = emit.vmax(0, (0 - top + d - 1) // d)
+            last = emit.vmin(s.kernel[0], (s.h - top + d - 1) // d)
+            emit.over(first, last, one)
+
+    def pair_rows(self, acc: Any, at: _Tile, top: Any, left: Any) -> None:
+        """uint8: tap rows in pairs. Near the upper and lower edge, rows outside are read as the zero point."""
+        s = self.spec
+        reach = (s.kernel[0] - 1) * s.dilations[0]
+
+        def all_of(masked: bool) -> None:
+            for step in range(s.steps):
+                self.pair(acc, at, top, left, step, masked)
+
+        if s.rows_inside:
+            all_of(False)
+        else:
+            inside = emit.ib.And(top >= 0, top + reach < s.h)
+            emit.branch(inside, lambda: all_of(False), lambda: all_of(True))
+
+    def pair(self, acc: Any, at: _Tile, top: Any, left: Any, step: int, masked: bool) -> None:
+        s = self.spec
+        taps = at.block * s.block_weights + step * 2 * s.kernel[1] * s.lanes
+        w = [emit.load(self.buffers["w"], taps + kw * 2 * s.lanes, 2 * s.lanes) for kw in range(s.kernel[1])]
+        rows = [self.input_row(top, left, kh, masked, at.valid) for kh in (2 * step, 2 * step + 1)]
+        for j, users in self.columns(at):
+            x = emit.interleave(rows[0](j), rows[1](j), s.lanes)
+            for i, kw in users:
+                emit.store(acc, i, pair_step(s.dot, s.lanes, emit.load(acc, i), x, w[kw], s.x_zero))
+
+    def input_row(self, top: Any, left: Any, kh: int, masked: bool, valid: int) -> Callable[[int], Any]:
+        """A function from input column to the vector there, for one tap row."""
+        s, d = self.spec, self.spec.dilations[0]
+        zero = emit.splat(s.x_zero, "uint8", s.lanes)
+        if kh >= s.kernel[0]:  # the second row of the last pair: its weights are zero
+            return lambda j: zero
+        line, height = left + kh * (d * s.w * s.c), top + kh * d
+        if not masked:
+            return lambda j: load_part(self.buffers["x"], s.x_dtype, line + j * s.c, s.lanes, valid)
+        # A row that exists is read in any case; the mask decides whether it counts.
+        nearest = emit.vmin(emit.vmax(height, 0), s.h - 1)
+        line = line + (nearest - height) * (s.w * s.c)
+        counts = emit.ib.And(height >= 0, height < s.h)
+        keep = emit.splat(emit.choose(counts, 255, 0, "uint8"), "uint8", s.lanes)
+        fill = emit.splat(emit.choose(counts, 0, s.x_zero, "uint8"), "uint8", s.lanes)
+
+        def read(j: int) -> Any:
+            x = load_part(self.buffers["x"], s.x_dtype, line + j * s.c, s.lanes, valid)
+            return emit.ib.bitwise_or(emit.ib.bitwise_and(x, keep), fill)
+
+        return read
 
     def columns(self, at: _Tile) -> list[tuple[int, list[tuple[int, int]]]]:
         """Input columns of a tile inside the picture, counted from its left edge: (column, [(output, tap), ...])."""
@@ -132,43 +172,15 @@ class _Depthwise:
                 found.append((j, users))
         return found
 
-    def tap_rows(self, top: Any, tap_row: Any) -> None:
-        """The tap rows that lie inside the picture."""
-        s = self.spec
-        reach = (s.kernel[0] - 1) * s.dilations[0]
-        if s.pads[0] == 0 and (s.oh - 1) * s.strides[0] + reach < s.h:
-            emit.over(0, s.kernel[0], tap_row)
-        else:
-            d = s.dilations[0]
-            first = emit.vmax(0, (0 - top + d - 1) // d)
-            last = emit.vmin(s.kernel[0], (s.h - top + d - 1) // d)
-            with emit.loop(first, last) as kh:
-                tap_row(kh)
-
-    def value(self, at: Any, valid: int) -> Any:
-        """A vector of inputs as float32, less the zero point."""
-        s = self.spec
-        x = load_part(self.buffers["x"], s.x_dtype, at, s.lanes, valid)
-        if not s.quantised:
-            return x
-        x = emit.cast(emit.cast(x, "int32", s.lanes), "float32", s.lanes)
-        return x - emit.splat(float(s.x_zero), "float32", s.lanes) if s.x_zero else x
-
     def finish(self, acc: Any, out: Any, at: _Tile) -> None:
         s, e = self.spec, self.spec.epilogue
         scale = emit.load(self.buffers["scale"], at.block * s.lanes, s.lanes) if e.scale else None
 
         def ready(i: int) -> Any:
-            value = emit.load(acc, i)
-            if s.quantised and e.bias and not s.float_bias:
-                # Back to int32 for the bias: the sum with it may exceed what float32 holds exactly.
-                value = emit.cast(value, "int32", s.lanes)
-                value = value + emit.load(self.buffers["bias"], at.block * s.lanes, s.lanes)
-                value = emit.cast(value, "float32", s.lanes)
             residual = None
             if e.residual:
                 residual = load_part(self.buffers["residual"], e.residual, out + i * s.c, s.lanes, at.valid)
-            return e.activated(value, scale, residual, s.lanes, summed="float32")
+            return e.activated(emit.load(acc, i), scale, residual, s.lanes)
 
         for i in range(at.pixels):
             packed = e.packs(s.lanes)

@@ -12,19 +12,16 @@ from .epilogue import Epilogue
 
 TILE = 7
 """Output pixels of a register tile at most: with the weights of a tap row this fills 16 registers."""
-MAX_TAPS = 518
 TASK_BYTES = 128 * 1024
 CACHE_LINE = 64
 
 
 @dataclass(frozen=True)
 class DepthwiseSpec:
-    """Geometry of an NHWC depthwise conv2d, instruction set and epilogue.
-
-    `float_bias`: with the int32 bias the sums still stay below 2**24, so that it may start them.
-    """
+    """Geometry of an NHWC depthwise conv2d, instruction set and epilogue."""
 
     lanes: int
+    dot: str
     x_dtype: str
     n: int
     h: int
@@ -38,11 +35,24 @@ class DepthwiseSpec:
     pads: tuple[int, int]  # top, left
     x_zero: int
     epilogue: Epilogue
-    float_bias: bool = False
 
     @property
     def quantised(self) -> bool:
         return self.x_dtype == "uint8"
+
+    @property
+    def step_rows(self) -> int:
+        """Tap rows that are summed in one step."""
+        return 2 if self.quantised else 1
+
+    @property
+    def steps(self) -> int:
+        return -(-self.kernel[0] // self.step_rows)
+
+    @property
+    def block_weights(self) -> int:
+        """Packed weights of a vector of channels."""
+        return self.steps * self.step_rows * self.kernel[1] * self.lanes
 
     @property
     def blocks(self) -> int:
@@ -72,6 +82,12 @@ class DepthwiseSpec:
     def tile(self) -> int:
         """Output pixels of a tile: the widest that leaves no narrow rest."""
         return min(range(1, TILE + 1), key=lambda t: (-(-self.ow // t), t))
+
+    @property
+    def rows_inside(self) -> bool:
+        """No window reaches over the upper or lower edge."""
+        reach = (self.kernel[0] - 1) * self.dilations[0]
+        return self.pads[0] == 0 and (self.oh - 1) * self.strides[0] + reach < self.h
 
     def inside(self, first: int, pixels: int) -> bool:
         """No window of the output pixels [first, first + pixels) reaches over the left or right edge."""
@@ -110,10 +126,12 @@ def depthwise_params(spec: DepthwiseSpec) -> list[tuple[str, str]]:
 
 
 def pack_depthwise(spec: DepthwiseSpec, w: np.ndarray) -> np.ndarray:
-    """`w` [c, 1, kh, kw] -> [block][kh][kw][lanes], flat."""
-    taps = np.moveaxis(w[:, 0], 0, -1)
-    taps = np.pad(taps, ((0, 0), (0, 0), (0, spec.blocks * spec.lanes - spec.c)))
-    return np.moveaxis(taps.reshape(*spec.kernel, spec.blocks, spec.lanes), 2, 0).ravel()
+    """`w` [c, 1, kh, kw] -> [vector][step][kw][lanes][row of the step], flat."""
+    rows = spec.steps * spec.step_rows
+    channels = spec.blocks * spec.lanes
+    taps = np.pad(w[:, 0], ((0, channels - spec.c), (0, rows - spec.kernel[0]), (0, 0)))
+    split_up = taps.reshape(spec.blocks, spec.lanes, spec.steps, spec.step_rows, spec.kernel[1])
+    return split_up.transpose(0, 2, 4, 1, 3).ravel()
 
 
 def pad_channels(spec: DepthwiseSpec, values: np.ndarray) -> np.ndarray:

@@ -66,12 +66,15 @@ def shuffle(value: Any, lanes: tuple[int, ...]) -> Any:
     return tirx.Shuffle([value], [tirx.const(i, "int32") for i in lanes])
 
 
+def interleave(a: Any, b: Any, lanes: int) -> Any:
+    """a0 b0 a1 b1 ... of two vectors."""
+    order = [tirx.const(i // 2 + i % 2 * lanes, "int32") for i in range(2 * lanes)]
+    return tirx.Shuffle([a, b], order)
+
+
 def local(size: int, dtype: str) -> Any:
     """Memory on the stack; the annotation keeps TVM from asking a runtime for it. LLVM turns small constant-indexed ones into registers."""
     return ib.alloc_buffer((size,), dtype, scope="global", annotations={"disable_lower_builtin": True})
-
-
-loop = ib.serial
 
 
 @contextmanager
@@ -79,6 +82,11 @@ def when(condition: Any) -> Iterator[None]:
     """A branch; a Python bool is decided at generation time by the caller."""
     with ib.If(condition), ib.Then():
         yield
+
+
+def choose(condition: Any, then: int, otherwise: int, dtype: str) -> Any:
+    """A scalar without a branch."""
+    return tirx.Select(condition, tirx.const(then, dtype), tirx.const(otherwise, dtype))
 
 
 def branch(condition: Any, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
@@ -89,13 +97,18 @@ def branch(condition: Any, then: Callable[[], None], otherwise: Callable[[], Non
             otherwise()
 
 
+def loop(begin: Any, end: Any) -> Any:
+    """A loop over 64-bit integers: `with loop(0, n) as i`."""
+    return ib.serial(*(tirx.const(b, "int64") if isinstance(b, int) else b for b in (begin, end)))
+
+
 def over(begin: Any, end: Any, body: Callable[[Any], None]) -> None:
     """A loop, or straight code when it runs once."""
     if isinstance(begin, int) and isinstance(end, int) and end - begin <= 1:
         if end > begin:
             body(begin)
         return
-    with ib.serial(begin, end) as index:
+    with loop(begin, end) as index:
         body(index)
 
 
@@ -114,7 +127,9 @@ def kernel(
             if returns:
                 ib.func_ret(tvm.ir.PrimType("int32"))
             handles = [(ib.arg(n, ib.handle(t)), t) for n, t in params]
-            begin, end = ib.arg("begin", ib.int32()), ib.arg("end", ib.int32())
+            bounds = ib.arg("begin", ib.int32()), ib.arg("end", ib.int32())
+            # 64-bit indices: with 32 bits LLVM must sign-extend every address that it cannot prove not to wrap.
+            begin, end = (tirx.Cast("int64", b) for b in bounds)
             buffers = [ib.decl_buffer((1 << 30,), t, data=h) for h, t in handles]
             body(*buffers, begin, end)
             if returns:

@@ -37,9 +37,9 @@ class Epilogue:
             return emit.load(bias, index, lanes)
         return emit.splat(0.0 if self.acc_dtype == "float32" else 0, self.acc_dtype, lanes)
 
-    def activated(self, acc: Any, scale: Any, residual: Any, lanes: int, summed: str = "") -> Any:
+    def activated(self, acc: Any, scale: Any, residual: Any, lanes: int) -> Any:
         """The float32 vector that is rounded and stored; `scale` and `residual` are loaded vectors or None. `summed` is the sums' type where it is not `acc_dtype`."""
-        f = acc if (summed or self.acc_dtype) == "float32" else emit.cast(acc, "float32", lanes)
+        f = acc if self.acc_dtype == "float32" else emit.cast(acc, "float32", lanes)
         if scale is not None:
             f = f * scale
         if residual is not None:

@@ -94,3 +94,18 @@ INT8_MACS = {
 def mac_for(x_dtype: str, dot: str, lanes: int) -> Mac:
     """The row for activations of that type; `dot` and `lanes` are the instruction set's."""
     return float_mac(lanes) if x_dtype == "float32" else INT8_MACS[dot]
+
+
+def pair_step(dot: str, lanes: int, acc: Any, a: Any, w: Any, zero: int) -> Any:
+    """acc[n] += (a[2n] - zero) * w[2n] + (a[2n + 1] - zero) * w[2n + 1]; a uint8, w int8, exact for any values."""
+    out = emit.vector("int32", lanes)
+    if dot == "portable":
+        for half in (0, 1):
+            every = tuple(range(half, 2 * lanes, 2))
+            x = emit.cast(emit.shuffle(a, every), "int32", lanes) - emit.splat(zero, "int32", lanes)
+            acc = acc + x * emit.cast(emit.shuffle(w, every), "int32", lanes)
+        return acc
+    name = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}[lanes]
+    x = emit.cast(a, "int16", 2 * lanes)
+    x = x - emit.splat(zero, "int16", 2 * lanes) if zero else x
+    return acc + emit.intrinsic(name, out, x, emit.cast(w, "int16", 2 * lanes))
