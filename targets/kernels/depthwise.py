@@ -132,18 +132,19 @@ class _Depthwise:
         s = self.spec
         taps = at.block * s.block_weights + step * 2 * s.kernel[1] * s.lanes
         w = [emit.load(self.buffers["w"], taps + kw * 2 * s.lanes, 2 * s.lanes) for kw in range(s.kernel[1])]
-        rows = [self.input_row(top, left, kh, masked, at.valid) for kh in (2 * step, 2 * step + 1)]
+        upper = self.input_row(top, left, 2 * step, masked, at.valid)
+        lower = None
+        if 2 * step + 1 < s.kernel[0]:  # the second row of an odd last pair has zero weights
+            lower = self.input_row(top, left, 2 * step + 1, masked, at.valid)
         for j, users in self.columns(at):
-            x = emit.interleave(rows[0](j), rows[1](j), s.lanes)
+            x = upper(j)
+            x = emit.interleave(x, lower(j), s.lanes) if lower else emit.spread(x, s.lanes)
             for i, kw in users:
                 emit.store(acc, i, pair_step(s.dot, s.lanes, emit.load(acc, i), x, w[kw], s.x_zero))
 
     def input_row(self, top: Any, left: Any, kh: int, masked: bool, valid: int) -> Callable[[int], Any]:
         """A function from input column to the vector there, for one tap row."""
         s, d = self.spec, self.spec.dilations[0]
-        zero = emit.splat(s.x_zero, "uint8", s.lanes)
-        if kh >= s.kernel[0]:  # the second row of the last pair: its weights are zero
-            return lambda j: zero
         line, height = left + kh * (d * s.w * s.c), top + kh * d
         if not masked:
             return lambda j: load_part(self.buffers["x"], s.x_dtype, line + j * s.c, s.lanes, valid)
@@ -182,7 +183,20 @@ class _Depthwise:
                 residual = load_part(self.buffers["residual"], e.residual, out + i * s.c, s.lanes, at.valid)
             return e.activated(emit.load(acc, i), scale, residual, s.lanes)
 
-        for i in range(at.pixels):
-            packed = e.packs(s.lanes)
-            value = e.pack(ready(i)) if packed else quantise(ready(i), e, s.lanes)
+        done = 0
+        if e.packs(s.lanes) and at.valid == s.lanes:
+            done = at.pixels // 4 * 4
+            for first in range(0, done, 4):
+                self.store_four([ready(first + i) for i in range(4)], out + first * s.c)
+        for i in range(done, at.pixels):
+            value = e.pack(ready(i)) if e.packs(s.lanes) else quantise(ready(i), e, s.lanes)
             store_part(self.buffers["y"], e.out_dtype, out + i * s.c, value, s.lanes, at.valid)
+
+    def store_four(self, pixels: list[Any], out: Any) -> None:
+        """uint8 of four neighbouring pixels, packed together and stored one by one."""
+        # Through memory that LLVM keeps in a register: an expression used four times would be packed four times.
+        packed = emit.local(4, "int64")
+        emit.store(packed, 0, emit.bits(self.spec.epilogue.pack(*pixels), "int64", 4), 4)
+        for i in range(4):
+            value = emit.bits(emit.load(packed, i), "uint8", 8)
+            emit.store(self.buffers["y"], out + i * self.spec.c, value, 8)

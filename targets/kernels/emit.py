@@ -84,6 +84,11 @@ def when(condition: Any) -> Iterator[None]:
         yield
 
 
+def spread(a: Any, lanes: int) -> Any:
+    """a0 0 a1 0 ... of a uint8 vector."""
+    return bits(cast(a, "uint16", lanes), "uint8", 2 * lanes)
+
+
 def choose(condition: Any, then: int, otherwise: int, dtype: str) -> Any:
     """A scalar without a branch."""
     return tirx.Select(condition, tirx.const(then, dtype), tirx.const(otherwise, dtype))
