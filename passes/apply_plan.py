@@ -75,7 +75,12 @@ class _Planner:
     """Walks the graph once and emits each node in its new form."""
 
     def __init__(
-        self, graph: Graph, plan: Plan, ranges: Ranges, pair_bound: bool, memo: dict[tuple[str, float], QWeights]
+        self,
+        graph: Graph,
+        plan: Plan,
+        ranges: Ranges,
+        pair_bound: bool,
+        memo: dict[tuple[str, float], QWeights],
     ) -> None:
         self.pair_bound = pair_bound
         self.memo = memo

@@ -26,6 +26,7 @@ _LDFLAGS = (
     "-shared",
     "-Wl,-soname,model.so",
     "-Wl,--gc-sections",
+    "-Wl,--strip-debug",  # TVM describes every kernel to debuggers: half of the library
     "-Wl,-z,noexecstack",
     "-Wl,-z,defs",
     "-Wl,-Bsymbolic",
