@@ -1,1 +1,2 @@
-"""The target-independent part: IR, operators, frontends, artifact, measurement, report and the library functions."""
+"""The target-independent part: IR, operators, frontends, artifact, measurement, report and the library
+functions."""

@@ -1,6 +1,6 @@
 """What can go wrong, as a tree.
 
-    BitsmithError                  every error a user can cause; the CLI prints its message and exits with `exit_code`
+    BitsmithError                  all that a user can cause; the CLI prints its message, exits with `exit_code`
     |- ModelError          (3)     the model file or module cannot be read, or is not valid
     |  `- UnsupportedError (4)     the model is valid, but uses what bitsmith cannot compile; lists all of it
     |- InputError          (5)     arrays, shapes or options that do not fit
@@ -8,8 +8,8 @@
     |- TargetError         (7)     the chip or toolchain cannot do what was asked
     |- ArtifactError       (8)     an artifact that is missing, damaged or not for this machine
     |- OutputError         (9)     the result cannot be written
-    |- ConstraintError     (10)    the search met no plan within the constraints (it still reports the closest)
-    `- InternalError       (70)    a broken promise of our own (a pass made an invalid graph); please report it
+    |- ConstraintError     (10)    no plan within the constraints (the search still reports the closest)
+    `- InternalError       (70)    a broken promise of our own, such as an invalid graph; please report it
 
 Messages say what is wrong, where, and how to mend it.
 """

@@ -163,7 +163,8 @@ class Graph:
         return replace(self, nodes=tuple(nodes), **changes)
 
     def to_networkx(self) -> networkx.DiGraph:
-        """Nodes by name, with the `Node` as attribute `node`; an edge for each value that passes between two."""
+        """Nodes by name, with the `Node` as attribute `node`; an edge for each value that passes between
+        two."""
         import networkx
 
         dag = networkx.DiGraph()

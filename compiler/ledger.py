@@ -1,4 +1,5 @@
-"""The ledger: one row per layer saying what was done to it, why, and what it cost. Stored in manifests and search results as JSON."""
+"""The ledger: one row per layer saying what was done to it, why, and what it cost. Stored in manifests
+and search results as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class LedgerRow:
     macs            multiply-adds of one run
     predicted_us    time from the kernel table, None if it was not asked for
     measured_us     time inside the compiled artifact, one thread, None if not measured
-    error_share     this layer's share (0..1) of the summed sensitivity of all layers as chosen, None if not known
+    error_share     this layer's share (0..1) of the summed sensitivity of all layers as chosen, None if
+    not known
     reason          why this choice
     """
 
@@ -45,5 +47,7 @@ class LedgerRow:
         """Raises InputError when a field is missing or unknown."""
         names = {f.name for f in fields(LedgerRow)}
         if set(data) != names:
-            raise InputError(f"ledger row: expected the fields {', '.join(sorted(names))}, found {', '.join(sorted(data))}")
+            raise InputError(
+                f"ledger row: expected the fields {', '.join(sorted(names))}, found {', '.join(sorted(data))}"
+            )
         return LedgerRow(**{**data, "shape": tuple(data["shape"])})

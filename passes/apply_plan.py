@@ -40,8 +40,10 @@ def apply_plan(
 ) -> Graph:
     """The graph with int8 layers where the plan says so. Where all stay float32 it is the graph itself.
 
-    `ranges` (of the same graph) may be None when no layer is int8. `pair_bound`: the target multiplies faster where
-    int8 weights keep the bound of passes/pair_bound.py (Target.pair_bound says so). `memo` keeps quantised weights
+    `ranges` (of the same graph) may be None when no layer is int8. `pair_bound`: the target multiplies
+    faster where
+    int8 weights keep the bound of passes/pair_bound.py (Target.pair_bound says so). `memo` keeps
+    quantised weights
     between calls for one graph, ranges and bound: a search applies many plans.
     Raises PlanError when the plan does not fit the graph or ranges are needed and missing, InputError when
     the ranges are for another graph, ModelError for weights that are not finite.
@@ -135,7 +137,8 @@ class _Planner:
         return self.memo[key]
 
     def _pair_axis(self, node: Node) -> int | None:
-        """The weight's axis along which pairs are bounded; None where the target or the layer has no use for it."""
+        """The weight's axis along which pairs are bounded; None where the target or the layer has no use
+        for it."""
         shape = self.scan.params[node.inputs[1]].shape
         planar = str(attr(node, "layout")).startswith("NCHW") if node.op == "conv2d" else False
         axis = 3 if planar else 1

@@ -1,1 +1,1 @@
-"""Generators of TIR kernels. Each module has a frozen spec, `emit(spec)` (the PrimFunc) and `pack(...)` (its weights)."""
+"""Generators of TIR kernels: a frozen spec, its code (`emit_...`) and the packing of its weights (`pack_...`)."""

@@ -1,11 +1,10 @@
-"""Depthwise convolution, NHWC: one vector of channels at a time, a tile of output pixels of a row in registers.
+"""Depthwise convolution, NHWC: a vector of channels at a time, a tile of output pixels in registers.
 
 For each step of tap rows, every input vector of the tile is loaded once and multiplied into all the outputs
 whose window holds it; the weights of the step stay in registers.
 
     float32         one tap row a step, multiply-add
-    uint8 x int8    two tap rows a step, interleaved: sums of pairs in int32 (mac.pair_step). Sums through float32
-                    took 1.5 times as long: the chain of multiply-adds is four times as long as that of additions
+    uint8 x int8    two tap rows a step, interleaved; int32 sums of pairs (mac.pair_step), exact for any bias
 
 Channels are walked in groups that share cache lines, all rows of the task within a group, so that a line
 fetched for one vector is still there for the next.
@@ -114,7 +113,8 @@ class _Depthwise:
             emit.over(first, last, one)
 
     def pair_rows(self, acc: Any, at: _Tile, top: Any, left: Any) -> None:
-        """uint8: tap rows in pairs. Near the upper and lower edge, rows outside are read as the zero point."""
+        """uint8: tap rows in pairs. Near the upper and lower edge, rows outside are read as the zero
+        point."""
         s = self.spec
         reach = (s.kernel[0] - 1) * s.dilations[0]
 
@@ -162,7 +162,8 @@ class _Depthwise:
         return read
 
     def columns(self, at: _Tile) -> list[tuple[int, list[tuple[int, int]]]]:
-        """Input columns of a tile inside the picture, counted from its left edge: (column, [(output, tap), ...])."""
+        """Input columns of a tile inside the picture, counted from its left edge: (column, [(output,
+        tap), ...])."""
         s = self.spec
         found = []
         for j in range((at.pixels - 1) * s.strides[1] + (s.kernel[1] - 1) * s.dilations[1] + 1):
@@ -194,7 +195,8 @@ class _Depthwise:
 
     def store_four(self, pixels: list[Any], out: Any) -> None:
         """uint8 of four neighbouring pixels, packed together and stored one by one."""
-        # Through memory that LLVM keeps in a register: an expression used four times would be packed four times.
+        # Through memory that LLVM keeps in a register: an expression used four times would be packed
+        # four times.
         packed = emit.local(4, "int64")
         emit.store(packed, 0, emit.bits(self.spec.epilogue.pack(*pixels), "int64", 4), 4)
         for i in range(4):

@@ -1,5 +1,4 @@
-"""The geometry of a depthwise convolution, its cutting into tasks and tiles, and the packing of its weights (see
-depthwise.py)."""
+"""Depthwise convolution: its geometry, its cutting into tasks and tiles, the packing of its weights."""
 
 from __future__ import annotations
 
@@ -97,7 +96,8 @@ class DepthwiseSpec:
 
     @cached_property
     def segments(self) -> tuple[tuple[int, int, int], ...]:
-        """(first pixel, pixels of a tile, tiles) from left to right; only inner tiles of equal width share an entry."""
+        """(first pixel, pixels of a tile, tiles) from left to right; only inner tiles of equal width
+        share an entry."""
         starts = [(at, min(self.tile, self.ow - at)) for at in range(0, self.ow, self.tile)]
         merged: list[tuple[int, int, int]] = []
         for at, width in starts:

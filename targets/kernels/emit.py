@@ -1,7 +1,8 @@
-"""A thin layer over TVM's IR builder: kernels of plain pointers, vector loads and stores, constants, approximations.
+"""A thin layer over TVM's IR builder: kernels of plain pointers, vectors, constants, approximations.
 
-A kernel is `void name(T0* a, T1* b, ..., int32 begin, int32 end)`. Python runs at generation time, so loops over Python ranges unroll and
-Python variables name expressions: nothing of TVMScript's parser is used (and none of its let-binding traps).
+A kernel is `void name(T0* a, T1* b, ..., int32 begin, int32 end)`. Python runs at generation time, so loops
+over Python ranges unroll and Python variables name expressions: nothing of TVMScript's parser is used (and
+none of its let-binding traps). Mind that expressions are trees: one used twice is emitted twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as ib
 
 MAGIC = 12582912.0
-"""1.5 * 2**23: adding it to a float below 2**22 leaves the integer nearest to it (ties to even) in the low mantissa bits."""
+"""1.5 * 2**23: adding it to a float below 2**22 leaves the integer nearest to it (ties to even) in the
+low mantissa bits."""
 MAGIC_BITS = 0x4B400000
 
 
@@ -73,7 +75,8 @@ def interleave(a: Any, b: Any, lanes: int) -> Any:
 
 
 def local(size: int, dtype: str) -> Any:
-    """Memory on the stack; the annotation keeps TVM from asking a runtime for it. LLVM turns small constant-indexed ones into registers."""
+    """Memory on the stack; the annotation keeps TVM from asking a runtime for it. LLVM turns small
+    constant-indexed ones into registers."""
     return ib.alloc_buffer((size,), dtype, scope="global", annotations={"disable_lower_builtin": True})
 
 
@@ -120,9 +123,11 @@ def over(begin: Any, end: Any, body: Callable[[Any], None]) -> None:
 def kernel(
     name: str, params: Sequence[tuple[str, str]], body: Callable[..., None], *, returns: bool = False
 ) -> Any:
-    """A PrimFunc. `params` are (name, element type) of the pointers; `body(*buffers, begin, end)` emits the code.
+    """A PrimFunc. `params` are (name, element type) of the pointers; `body(*buffers, begin, end)` emits
+    the code.
 
-    Buffers are flat; their declared size does not matter because nothing checks it. `returns`: code that asks for workspace
+    Buffers are flat; their declared size does not matter because nothing checks it. `returns`: code that
+    asks for workspace
     memory must be able to return an error code; the caller ignores it (runtime/workspace.c never fails).
     """
     with IRBuilder() as builder:
@@ -133,7 +138,8 @@ def kernel(
                 ib.func_ret(tvm.ir.PrimType("int32"))
             handles = [(ib.arg(n, ib.handle(t)), t) for n, t in params]
             bounds = ib.arg("begin", ib.int32()), ib.arg("end", ib.int32())
-            # 64-bit indices: with 32 bits LLVM must sign-extend every address that it cannot prove not to wrap.
+            # 64-bit indices: with 32 bits LLVM must sign-extend every address that it cannot prove not
+            # to wrap.
             begin, end = (tirx.Cast("int64", b) for b in bounds)
             buffers = [ib.decl_buffer((1 << 30,), t, data=h) for h, t in handles]
             body(*buffers, begin, end)

@@ -11,9 +11,11 @@ from . import emit
 
 @dataclass(frozen=True)
 class Epilogue:
-    """Attributes of the node plus which optional operands there are. `residual` is its data type, "" when absent.
+    """Attributes of the node plus which optional operands there are. `residual` is its data type, ""
+    when absent.
 
-    `narrow`: before rounding no result leaves int32, so that saturating conversions may clamp it (`small` says when).
+    `narrow`: before rounding no result leaves int32, so that saturating conversions may clamp it
+    (`small` says when).
     """
 
     acc_dtype: str = "float32"
@@ -38,7 +40,8 @@ class Epilogue:
         return emit.splat(0.0 if self.acc_dtype == "float32" else 0, self.acc_dtype, lanes)
 
     def activated(self, acc: Any, scale: Any, residual: Any, lanes: int) -> Any:
-        """The float32 vector that is rounded and stored; `scale` and `residual` are loaded vectors or None."""
+        """The float32 vector that is rounded and stored; `scale` and `residual` are loaded vectors or
+        None."""
         f = acc if self.acc_dtype == "float32" else emit.cast(acc, "float32", lanes)
         if scale is not None:
             f = f * scale
@@ -53,7 +56,8 @@ class Epilogue:
         return self.narrow and lanes == 8
 
     def pack(self, *vectors: Any) -> Any:
-        """uint8 of one, two or four float32x8 vectors, in order: about half the instructions of `quantise`."""
+        """uint8 of one, two or four float32x8 vectors, in order: about half the instructions of
+        `quantise`."""
         whole = [emit.intrinsic("llvm.x86.avx.cvt.ps2dq.256", "int32x8", f) for f in vectors]
         words = [self._words(whole[i], whole[min(i + 1, len(whole) - 1)]) for i in range(0, len(whole), 2)]
         octets = emit.intrinsic("llvm.x86.avx2.packuswb", "int8x32", words[0], words[-1])
@@ -69,7 +73,8 @@ class Epilogue:
 
 
 def small(scale: float, r_scale: float, act: str, y_inv: float, out_dtype: str) -> bool:
-    """Whether |acc * scale + residual * r_scale| < 2**31 for every int32 acc: scales as int8 layers have them."""
+    """Whether |acc * scale + residual * r_scale| < 2**31 for every int32 acc: scales as int8 layers have
+    them."""
     return (
         out_dtype == "uint8"
         and y_inv == 1.0
@@ -123,7 +128,8 @@ def activate(f: Any, spec: Any, lanes: int) -> Any:
 
 
 def quantise(f: Any, spec: Any, lanes: int) -> Any:
-    """float32 vector -> `spec.out_dtype`. Clamping first keeps the rounding trick in range; it commutes with rounding at whole bounds."""
+    """float32 vector -> `spec.out_dtype`. Clamping first keeps the rounding trick in range; it commutes
+    with rounding at whole bounds."""
     if spec.out_dtype == "float32":
         return f
     if spec.y_inv != 1.0:

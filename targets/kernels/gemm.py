@@ -1,15 +1,20 @@
-"""Convolution and linear layers as an implicit matrix product: rows are output pixels, columns output channels, k the window.
+"""Convolution and linear layers as an implicit matrix product.
 
-The output of a row of pixels is made tile by tile in registers. Where the window needs padding, or A must be widened for the multiply
-instruction, a task first copies the input that it needs into a scratch on the stack; otherwise A is read where it lies.
-B is packed as [group][block of columns][k / mac.group][columns of the block][mac.group], zero-padded.
+Rows are output pixels, columns output channels, k the window. The output of a row of pixels is made tile by
+tile in registers. Where the window needs padding, or A must be widened for the multiply instruction, a task
+first copies the input that it needs into a scratch on the stack; otherwise A is read where it lies. B is
+packed as [group][block of columns][k / mac.group][columns of the block][mac.group], zero-padded.
 
-Loop nest of a task (a range of output rows and column tiles, or of column blocks when there are few rows):
-    scratch <- input rows; for each block of columns: for each row, tile: acc <- bias; for k: acc += a * b; epilogue
-The panel of B that a block uses stays in the first-level cache while the tiles of the task pass over it (Goto and van de Geijn 2008).
+A task is a range of output rows and column tiles, or of column blocks when there are few rows:
+
+    scratch <- input rows
+    for each block of columns:
+        for each row, tile:
+            acc <- bias;  for k: acc += a * b;  epilogue
+
+The panel of B that a block uses stays in the first-level cache while the tiles of the task pass over it
+(Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008).
 """
-
-from __future__ import annotations
 
 from __future__ import annotations
 
@@ -191,7 +196,8 @@ class _Gemm:
         self.finish(acc, out, channel, block, rows, vectors)
 
     def origin(self, image: Any, row: Any, r: Any, tile: Any, pixel: Any, group: Any) -> tuple[Any, int]:
-        """Index in the source of the window's first value for an output pixel, and the distance to the next pixel's."""
+        """Index in the source of the window's first value for an output pixel, and the distance to the
+        next pixel's."""
         s = self.spec
         if not s.scratch:
             at = (image * s.h + (row + r) * s.strides[0]) * s.w + pixel * s.strides[1]

@@ -1,4 +1,4 @@
-"""The implicit matrix product's geometry, its cutting into tasks and tiles, and the packing of its weights (see gemm.py)."""
+"""Implicit matrix product: its geometry, its cutting into tasks and tiles, the packing of its weights."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ class GemmSpec:
 
     @cached_property
     def by_blocks(self) -> bool:
-        """Tasks are blocks of output channels, not of pixels: few rows, so that threads share the weights instead."""
+        """Tasks are blocks of output channels, not of pixels: few rows, so that threads share the
+        weights instead."""
         rows = self.n * self.oh * self.ow
         blocks = -(-self.vectors // self.tile[1])
         return (
@@ -137,7 +138,8 @@ class GemmSpec:
         return rows, tiles
 
     def scratch_size(self, rows: int, tiles: int) -> int:
-        """Elements of A that a task of so many rows and column tiles keeps, with room for the last step to read past the end."""
+        """Elements of A that a task of so many rows and column tiles keeps, with room for the last step
+        to read past the end."""
         return self.scratch_rows(rows) * self.scratch_cols(tiles) * self.c + 8
 
     def scratch_rows(self, rows: int) -> int:
@@ -209,7 +211,8 @@ def _runs(spec: GemmSpec, w: np.ndarray) -> np.ndarray:
 
 
 def pairs_bounded(spec: GemmSpec, w: np.ndarray) -> bool:
-    """No two int8 weights that a `ubs` step adds up in 16 bits can overflow them: 255 * (w0 + w1) fits, negative ones too."""
+    """No two int8 weights that a `ubs` step adds up in 16 bits can overflow them: 255 * (w0 + w1) fits,
+    negative ones too."""
     k = _runs(spec, w).astype(np.int32)
     pairs = np.pad(k, ((0, 0), (0, 0), (0, spec.run % 2), (0, 0))).reshape(
         spec.groups, spec.segments, -1, 2, spec.group_oc
@@ -225,6 +228,7 @@ def pack_channels(spec: GemmSpec, values: np.ndarray) -> np.ndarray:
 
 
 def fold_zero_point(spec: GemmSpec, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Bias for the sum over x instead of x - x_zero (scratch pads with x_zero, so every window has all its terms)."""
+    """Bias for the sum over x instead of x - x_zero (scratch pads with x_zero, so every window has all
+    its terms)."""
     total = w.astype(np.int64).sum(axis=(1, 2, 3)) * spec.x_zero
     return (bias.astype(np.int64) - total).astype(np.int32)

@@ -1,14 +1,15 @@
 """Multiply-accumulate: how one instruction set multiplies a broadcast value of A with a vector of B.
 
-    float32    acc[n] += a * b[n]                                 group 1
-    vnni       acc[n] += sum of 4 uint8 * int8                    group 4, vpdpbusd
-    ubs        acc[n] += sum of 4 uint8 * int8                    group 4, vpmaddubsw then vpmaddwd; weights in bounded pairs only
-    madd       acc[n] += sum of 2 int16 * int16                   group 2, vpmaddwd; A widened to int16 when it is packed, B when it is loaded
-    portable   acc[n] += int32 * int32                            group 1
+    name      group  sum                              instructions
+    float32   1      acc[n] += a * b[n]               multiply-add
+    vnni      4      acc[n] += 4 x uint8 * int8       vpdpbusd
+    ubs       4      acc[n] += 4 x uint8 * int8       vpmaddubsw, vpmaddwd; for weights in bounded pairs only
+    madd      2      acc[n] += 2 x int16 * int16      vpmaddwd; A widened when packed, B when loaded
+    portable  1      acc[n] += int32 * int32          whatever LLVM makes of it
 
-All integer rows give the exact int32 sum. `ubs` would saturate at int16 for large weights: it is chosen only where the weights of
-every pair keep passes/pair_bound.py's bound. It does a third more products a cycle than `madd` (measured on Zen 3, where integer
-additions have three ports: 178 against 135 GOP/s at 90 GF/s of float32).
+All integer rows give the exact int32 sum. `ubs` would saturate at int16 for large weights: it is chosen only
+where every pair of weights keeps the bound of passes/pair_bound.py. It does a third more products a cycle
+than `madd` (178 against 135 GOP/s on a Zen 3 core that does 90 GFLOP/s: integer additions have three ports).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from .tiling import Cost
 
 @dataclass(frozen=True)
 class Mac:
-    """`group` values of k go into one step. `a_dtype` is what A must be stored as to be read (packing converts), `b_dtype` what B
-    is stored as; `wide` is the number of accumulator lanes (equal to the float32 lanes of the instruction set)."""
+    """`group` values of k go into one step. `a_dtype` is what A must be stored as to be read (packing
+    converts), `b_dtype` what B
+    is stored as; `wide` is the number of accumulator lanes (equal to the float32 lanes of the
+    instruction set)."""
 
     name: str
     group: int
@@ -97,7 +100,8 @@ def mac_for(x_dtype: str, dot: str, lanes: int) -> Mac:
 
 
 def pair_step(dot: str, lanes: int, acc: Any, a: Any, w: Any, zero: int) -> Any:
-    """acc[n] += (a[2n] - zero) * w[2n] + (a[2n + 1] - zero) * w[2n + 1]; a uint8, w int8, exact for any values."""
+    """acc[n] += (a[2n] - zero) * w[2n] + (a[2n + 1] - zero) * w[2n + 1]; a uint8, w int8, exact for any
+    values."""
     out = emit.vector("int32", lanes)
     if dot == "portable":
         for half in (0, 1):

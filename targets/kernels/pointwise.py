@@ -1,4 +1,4 @@
-"""Kernels over flat arrays, element by element: activations as nodes, quantize, dequantize, add of equal shapes."""
+"""Kernels over flat arrays: activations as nodes, quantize, dequantize, add of equal shapes, copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ CHUNK = 8192
 
 @dataclass(frozen=True)
 class PointwiseSpec:
-    """y = quantise(act(sum of real(x_i))) over `count` elements; `inputs` holds (dtype, scale, zero) of each x."""
+    """y = quantise(act(sum of real(x_i))) over `count` elements; `inputs` holds (dtype, scale, zero) of
+    each x."""
 
     lanes: int
     count: int

@@ -1,4 +1,4 @@
-"""Register tiles: how many rows of A and vectors of B a micro-kernel holds at once, by a model of one core."""
+"""Register tiles: how many rows of A and vectors of B a micro-kernel holds, by a model of one core."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class Cost:
 
 
 def step_cycles(rows: int, vectors: int, cost: Cost) -> float:
-    """Cycles of one k step of a tile: the busiest of arithmetic ports, load ports, decoder and the dependency chain."""
+    """Cycles of one k step of a tile: the busiest of arithmetic ports, load ports, decoder and the
+    dependency chain."""
     products = rows * vectors
     operations = cost.operations * products + cost.widen * vectors
     loads = (rows + vectors) / 2
@@ -70,7 +71,9 @@ def step_cycles(rows: int, vectors: int, cost: Cost) -> float:
 def best_tile(rows: int, vectors: int, registers: int, cost: Cost) -> tuple[int, int]:
     """(rows, vectors) of the micro-kernel that covers a rows x vectors problem in the fewest cycles.
 
-    A quarter of the registers is left to operands: fuller tiles measured slower than the model says, or spilled. Among tiles within 3 % of the best, which is as far as the model can be trusted, the one that loads least per product.
+    A quarter of the registers is left to operands: fuller tiles measured slower than the model says, or
+    spilled. Among tiles within 3 % of the best, which is as far as the model can be trusted, the one
+    that loads least per product.
     """
     choices = [
         (r, v)
