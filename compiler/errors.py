@@ -1,6 +1,6 @@
 """What can go wrong, as a tree.
 
-    BitsmithError                  all that a user can cause; the CLI prints its message, exits with `exit_code`
+    BitsmithError                  all that a user can cause; the CLI prints it and exits with `exit_code`
     |- ModelError          (3)     the model file or module cannot be read, or is not valid
     |  `- UnsupportedError (4)     the model is valid, but uses what bitsmith cannot compile; lists all of it
     |- InputError          (5)     arrays, shapes or options that do not fit
