@@ -25,7 +25,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import OutputError, PlanError
+from .errors import PlanError
+from .files import write_whole
 from .ir import Graph, Node
 
 VERSION = 1
@@ -121,14 +122,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file, whole or not at all. Raises OutputError."""
-        target = Path(path)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            scratch.write_text(self.to_text(), encoding="utf-8")
-            os.replace(scratch, target)
-        except OSError as error:
-            scratch.unlink(missing_ok=True)
-            raise OutputError(f"cannot write the plan to {target}: {error.strerror or error}") from None
+        write_whole(path, self.to_text(), "the plan")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..compiler.errors import InputError, OutputError
+from ..compiler.errors import InputError
+from ..compiler.files import write_whole
 from ..compiler.ledger import LedgerRow
 from ..compiler.machine import Machine
 from ..compiler.measure import Latency, Quality
@@ -170,7 +171,7 @@ class SearchResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all. Raises OutputError."""
-        write_text(Path(path), json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", "the result")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SearchResult:
@@ -209,17 +210,6 @@ def _parse(data: dict[str, Any]) -> SearchResult:
             "additivity": additivity,
         }
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the file, whole or not at all. Raises OutputError."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def with_artifact(candidate: Candidate, path: Path) -> Candidate:

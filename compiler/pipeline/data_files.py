@@ -7,17 +7,16 @@ refused).
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from ..errors import InputError, OutputError
+from ..errors import InputError
+from ..files import whole_file
 
 FileSamples = np.ndarray | dict[str, np.ndarray] | list[np.ndarray | dict[str, np.ndarray]]
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -131,16 +130,8 @@ def split_option(option: str, flag: str, example: str) -> tuple[str, str]:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """The arrays by name as a .npz file, whole or not at all. Raises OutputError."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            _write_zip(file, arrays)
-        os.replace(scratch, path)
-    except OSError as error:
-        with suppress(OSError):
-            scratch.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+    with whole_file(path, "the outputs") as scratch, scratch.open("wb") as file:
+        _write_zip(file, arrays)
 
 
 def _write_zip(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

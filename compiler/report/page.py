@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ...search.objectives import Constraint, parse_constraints
 from ...search.result import Candidate, SearchResult
-from ..errors import OutputError
+from ..files import write_whole
 from . import tables
 from .picture import Axis, Point, draw
 
@@ -23,18 +22,8 @@ MOST_NAMED = 8  # points of a picture that get their name beside them
 
 def write_page(result: SearchResult, out: str | os.PathLike[str]) -> Path:
     """Writes the page to the file `out`, whole or not at all, and returns its path. Raises OutputError."""
-    place = Path(out)
-    text = render(result)
-    scratch = place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, place)
-    except OSError as error:
-        with suppress(OSError):
-            scratch.unlink()
-        raise OutputError(f"cannot write the report {place}: {error.strerror or error}") from None
-    return place
+    write_whole(out, render(result), "the report")
+    return Path(out)
 
 
 def render(result: SearchResult) -> str:
