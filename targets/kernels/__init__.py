@@ -1,1 +1,1 @@
-"""Generators of TIR kernels: a frozen spec, its code (`emit_...`), the packing of its weights (`pack_...`)."""
+"""Generators of TIR kernels: frozen specs, their code (`emit_...`), the packing of weights (`pack_...`)."""
