@@ -1,9 +1,10 @@
 """int8 weights that a multiply of bytes can sum two at a time in 16 bits without saturating.
 
-`vpmaddubsw` (AVX2) multiplies uint8 activations with int8 weights and adds neighbours into int16: the fastest exact product that a chip
-without VNNI has, if 255 * (w0 + w1) fits. So neighbouring weights of one sign may sum to 128 at most. Neighbours are 2i and 2i + 1 along
-the axis that kernels read in order: input channels of channels-last data, window columns where the input is planar. Few pairs break the bound (two large weights of one sign):
-those are cut, and the scale is the one with the least squared error, cuts counted.
+`vpmaddubsw` (AVX2) multiplies uint8 activations with int8 weights and adds neighbours into int16: the fastest
+exact product that a chip without VNNI has, if 255 * (w0 + w1) fits. So neighbouring weights of one sign may
+sum to 128 at most. Neighbours are 2i and 2i + 1 along the axis that kernels read in order: input channels of
+channels-last data, window columns where the input is planar. Few pairs break the bound (two large weights of
+one sign): those are cut, and the scale is the one with the least squared error, cuts counted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ def bounded(w: np.ndarray, axis: int = 1) -> bool:
 
 
 def bound_pairs(steps: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Whole numbers with every pair along `axis` cut to the bound, half of the excess from each of the two."""
+    """Whole numbers with every pair along `axis` cut to the bound, half of the excess from each of the two.
+
+    Of an odd excess the larger weight gives the odd step.
+    """
     moved = np.moveaxis(steps, axis, -1)
     even = moved.shape[-1] // 2 * 2
     pairs = moved[..., :even].reshape(*moved.shape[:-1], -1, 2)
@@ -38,7 +42,8 @@ def bound_pairs(steps: np.ndarray, axis: int = 1) -> np.ndarray:
 
 
 def bounded_scale(w: np.ndarray, full: np.ndarray, axis: int) -> np.ndarray:
-    """Per-channel scales from `full` to twice that, where nothing is cut, with the least squared error once pairs are cut."""
+    """Per-channel scales with the least squared error once pairs are cut: from `full` to twice that, where
+    nothing is cut."""
     w = w.astype(np.float32)
     best, least = full, np.full(len(w), np.inf)
     column = (-1,) + (1,) * (w.ndim - 1)
@@ -52,7 +57,7 @@ def bounded_scale(w: np.ndarray, full: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _pair_sums(rows: np.ndarray) -> np.ndarray:
-    """For each pair along the last axis, the largest magnitude that its positive or its negative weights sum to."""
+    """The larger magnitude of what the positive and the negative weights of each last-axis pair sum to."""
     even = rows.shape[-1] // 2 * 2
     pairs = rows[..., :even].reshape(-1, 2)
     return np.maximum(np.maximum(pairs, 0).sum(-1), np.maximum(-pairs, 0).sum(-1))

@@ -1,12 +1,17 @@
-"""Where in one block of memory each intermediate value lies, so that values alive at the same time do not overlap."""
+"""Where in one block of memory each value lies, so that values alive at the same time do not overlap."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 ALIGN = 64
 SLACK = 64
-"""Bytes behind every buffer that a kernel may read (never write): a vector load or a multiply group that runs past the end."""
+"""Bytes behind every buffer that a kernel may read (never write): a vector load or a multiply group that runs
+past the end."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +23,15 @@ class Lifetime:
     last: int
 
 
-def plan_arena(buffers: dict[str, Lifetime]) -> tuple[dict[str, int], int]:
-    """Offsets, and the size of the whole. Largest first, each at the lowest offset that is free for its lifetime
-    (Pisarchyk and Lee 2020, "greedy by size": within a few percent of the lower bound on networks like these)."""
-    offsets: dict[str, int] = {}
+def plan_arena(buffers: Mapping[Key, Lifetime]) -> tuple[dict[Key, int], int]:
+    """Offsets, and the size of the whole.
+
+    Largest first, each at the lowest offset that is free for its lifetime (Pisarchyk and Lee 2020, "greedy by
+    size": within a few percent of the lower bound on networks like these).
+    """
+    offsets: dict[Key, int] = {}
     placed: list[tuple[int, int, Lifetime]] = []
-    for name, life in sorted(buffers.items(), key=lambda item: (-item[1].nbytes, item[1].first, item[0])):
+    for name, life in sorted(buffers.items(), key=lambda item: (-item[1].nbytes, item[1].first)):
         size = -(-(life.nbytes + SLACK) // ALIGN) * ALIGN
         busy = sorted(
             (at, end) for at, end, other in placed if other.first <= life.last and life.first <= other.last

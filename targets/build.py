@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..compiler.artifact import ArraySpec, Artifact, Manifest, open, write_artifact
-from ..compiler.errors import OutputError
+from ..compiler.errors import ArtifactError, OutputError
 from ..compiler.ir import Graph
 from ..compiler.machine import installed_versions
 from .link import HEADER, hash64, link_library
@@ -20,6 +22,9 @@ from .lower import lower
 from .objects import Progress, default_cache, kernel_objects
 from .program import Program
 from .target import Target
+
+LINKING = threading.Lock()
+"""Held while linking: the runtime's objects are compiled under names that only differ between processes."""
 
 
 def build(
@@ -34,13 +39,19 @@ def build(
 ) -> Artifact:
     """Compile a prepared graph (after apply_plan) for a target.
 
-    The artifact lies in `directory`; without one, in a temporary place that goes with the object. `plan` and `ledger` are
-    kept in the manifest. `cache` is the kernel cache (default: objects.default_cache()); `progress(done, total)` counts the
-    kernels compiled. Raises UnsupportedError, TargetError, OutputError. When the target does not run here, use `write` instead.
+    The artifact lies in `directory`; without one, in a temporary place that goes with the object. `plan` and
+    `ledger` are kept in the manifest. `cache` is the kernel cache (default: objects.default_cache());
+    `progress(done, total)` counts the kernels compiled. Raises UnsupportedError, TargetError, OutputError.
+    When the target does not run here, use `write` instead.
     """
     place = directory or Path(tempfile.gettempdir()) / f"bitsmith-{uuid.uuid4().hex}"
     write(graph, target, place, plan=plan, ledger=ledger, cache=cache, progress=progress)
-    return open(place, temporary=directory is None)
+    try:
+        return open(place, temporary=directory is None)
+    except ArtifactError:
+        if directory is None:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
 def write(
@@ -57,19 +68,28 @@ def write(
     lowered = lower(graph, target)
     cache = cache or default_cache()
     objects = kernel_objects(lowered.kernels, target.isa, cache, progress)
-    weights = lowered.weight_bytes()
-    with tempfile.TemporaryDirectory(prefix="bitsmith-build-") as scratch:
-        library = Path(scratch) / "model.so"
-        try:
-            link_library(library, objects, lowered.program, hash64(weights), cache=cache)
-        except OSError as error:
-            raise OutputError(f"cannot write the library: {error}") from None
-        manifest = _manifest(lowered.program, target, plan or {}, ledger)
-        return write_artifact(directory, manifest, library=library, weights=_as_bytes(weights), header=HEADER)
+    manifest = _manifest(lowered.program, target, plan or {}, ledger)
+    return assemble(lowered.program, manifest, objects, lowered.weight_bytes(), directory, cache)
 
 
-def _as_bytes(weights: np.ndarray) -> memoryview:
-    return memoryview(weights)
+def assemble(
+    program: Program,
+    manifest: Manifest,
+    objects: Sequence[Path],
+    weights: np.ndarray,
+    directory: Path,
+    cache: Path,
+) -> Path:
+    """Link the library and write the artifact. Raises TargetError, OutputError."""
+    try:
+        with LINKING, tempfile.TemporaryDirectory(prefix="bitsmith-build-") as scratch:
+            library = Path(scratch) / "model.so"
+            link_library(library, objects, program, hash64(weights), cache=cache)
+            return write_artifact(directory, manifest, library=library, weights=weights, header=HEADER)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write the library: {error}") from None
 
 
 def _manifest(

@@ -32,8 +32,8 @@ Operand = str | Weights | Temporary
 
 @dataclass(frozen=True)
 class KernelCall:
-    """One call. `spec` says all about the code: equal specs are one kernel. `operands` are the pointers in order, the last
-    one is written."""
+    """One call. `spec` says all about the code: equal specs are one kernel. `operands` are the pointers in
+    order; the last one is written."""
 
     spec: Any
     operands: tuple[Operand, ...]
@@ -41,6 +41,10 @@ class KernelCall:
 
     @property
     def symbol(self) -> str:
-        """The kernel's C name."""
-        kind = type(self.spec).__name__.removesuffix("Spec").lower()
-        return f"{kind}_{hashlib.sha256(repr(self.spec).encode()).hexdigest()[:16]}"
+        return kernel_symbol(self.spec)
+
+
+def kernel_symbol(spec: Any) -> str:
+    """The C name of a spec's kernel."""
+    kind = type(spec).__name__.removesuffix("Spec").lower()
+    return f"{kind}_{hashlib.sha256(repr(spec).encode()).hexdigest()[:16]}"

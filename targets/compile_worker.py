@@ -1,4 +1,7 @@
-"""`python -m bitsmith.targets.compile_worker`: compiles kernels beside the process that started it (see objects.py)."""
+"""`python -m bitsmith.targets.compile_worker`: compiles kernels beside the process that started it.
+
+See objects.py.
+"""
 
 from .objects import worker
 

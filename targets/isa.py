@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+
+from ..compiler.machine import cpu_flags
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,8 @@ ISAS = {
 
 
 @cache
-def cpu_features() -> frozenset[str]:
-    """Features of this machine's CPU by their names in /proc/cpuinfo."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.split(":", 1)[1].split())
-    return frozenset()
-
-
-@cache
 def host_isa() -> Isa | None:
     """The best row that this machine runs; None on a machine that is not x86-64 Linux."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return None
-    return next((isa for isa in ISAS.values() if set(isa.features) <= cpu_features()), None)
+    return next((isa for isa in ISAS.values() if set(isa.features) <= cpu_flags()), None)

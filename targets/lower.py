@@ -10,8 +10,9 @@ import numpy as np
 
 from ..compiler.errors import UnsupportedError
 from ..compiler.ir import Graph, Node
+from ..compiler.ops import OPS
 from .arena import ALIGN, Lifetime, plan_arena
-from .call import KernelCall, Operand, Temporary, Weights
+from .call import KernelCall, Operand, Temporary, Weights, kernel_symbol
 from .kernels.pointwise import CopySpec
 from .program import Place, Program, Space, Step, TensorSpec
 from .relax_kernels import relax_calls
@@ -40,9 +41,11 @@ class Lowered:
 
 
 def node_calls(graph: Graph, node: Node, target: Target) -> tuple[KernelCall, ...]:
-    """The kernel calls of one node; none for an alias. Raises UnsupportedError."""
-    if node.op in ALIASES:
+    """The kernel calls of one node; none for an alias or an empty result. Raises UnsupportedError."""
+    if node.op in ALIASES or not node.type.size:
         return ()
+    if not all(graph.type_of(v).size for v in node.inputs if v):
+        raise UnsupportedError(f"{node.op} reads an empty tensor: take out of the model what makes it")
     own = select(graph, node, target.isa)
     return (own,) if own else relax_calls(graph, node)
 
@@ -50,24 +53,24 @@ def node_calls(graph: Graph, node: Node, target: Target) -> tuple[KernelCall, ..
 def lower(graph: Graph, target: Target) -> Lowered:
     """Raises UnsupportedError naming every node that the target cannot compute."""
     calls = _all_calls(graph, target)
-    owner = _alias_owners(graph)
-    calls = [(layer, _resolve(call, owner)) for layer, call in calls]
-    calls += _copies(graph, owner)
-    placer = _Placer(graph, owner, calls)
-    steps = tuple(
+    placer = _Placer(graph, [call for _, call in calls])
+    kernels = {call.symbol: call.spec for _, call in calls}
+    steps = [
         Step(layer, call.symbol, tuple(placer.place(op) for op in call.operands), call.tasks)
         for layer, call in calls
-    )
+    ]
+    before = [_copy(graph, value, *places, kernels) for value, places in placer.copies_in()]
+    after = [_copy(graph, value, *places, kernels) for value, places in placer.copies_out()]
     program = Program(
         name=graph.name,
         inputs=tuple(TensorSpec(n, t.shape, t.dtype) for n, t in graph.inputs),
         outputs=tuple(TensorSpec(n, graph.type_of(n).shape, graph.type_of(n).dtype) for n in graph.outputs),
-        steps=steps,
+        steps=(*before, *steps, *after),
         arena_bytes=placer.arena_bytes,
         weights_bytes=placer.weights_bytes,
         features=target.features,
     )
-    return Lowered(program, {call.symbol: call.spec for _, call in calls}, tuple(placer.weights))
+    return Lowered(program, kernels, tuple(placer.weights))
 
 
 def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall]]:
@@ -85,107 +88,94 @@ def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall]]:
     return calls
 
 
-def _alias_owners(graph: Graph) -> dict[str, str]:
-    """Value -> the value whose memory it shares. A graph output's own memory wins over an intermediate's."""
-    root: dict[str, str] = {}
+def _copy(graph: Graph, value: str, source: Place, to: Place, kernels: dict[str, Any]) -> Step:
+    """The step that copies a value, on the account of its producer; its kernel is added to `kernels`."""
+    node = graph.producer(value)
+    spec = CopySpec(graph.type_of(value).nbytes)
+    symbol = kernel_symbol(spec)
+    kernels[symbol] = spec
+    return Step(node.name if node else value, symbol, (source, to), spec.tasks)
+
+
+def _roots(graph: Graph) -> dict[str, str]:
+    """Alias -> the value whose bytes it has, through chains."""
+    roots: dict[str, str] = {}
     for node in graph.nodes:
         if node.op in ALIASES:
-            root[node.output] = root.get(node.inputs[0], node.inputs[0])
-    given = {name for name, _ in graph.inputs} | set(graph.params)
-    owner = dict(root)
-    for output in graph.outputs:
-        source = root.get(output)
-        taken = source is None or source in given or source in graph.outputs or source in owner
-        if not taken:
-            assert source is not None
-            owner[source] = output
-            owner.update({v: output for v, r in root.items() if r == source})
-            del owner[output]
-        elif source is not None:
-            owner.pop(output)  # filled by a copy
-    return owner
-
-
-def _resolve(call: KernelCall, owner: Mapping[str, str]) -> KernelCall:
-    operands = tuple(owner.get(op, op) if isinstance(op, str) else op for op in call.operands)
-    return KernelCall(call.spec, operands, call.tasks)
-
-
-def _copies(graph: Graph, owner: Mapping[str, str]) -> list[tuple[str, KernelCall]]:
-    """Copies for outputs that nothing writes: an input, a parameter, or one value returned under two names."""
-    written = {
-        v for node in graph.nodes if node.op not in ALIASES for v in (owner.get(node.output, node.output),)
-    }
-    copies = []
-    for output in graph.outputs:
-        if output in written:
-            continue
-        node = graph.producer(output)
-        source = output
-        while node is not None and node.op in ALIASES:
-            source = node.inputs[0]
-            node = graph.producer(source)
-        spec = CopySpec(graph.type_of(output).nbytes)
-        operands = (_Given(owner.get(source, source)), _Output(output))
-        copies.append((node.name if node else output, KernelCall(spec, operands, spec.tasks)))
-    return copies
-
-
-class _Given(str):
-    """A copy's source: when the name is also an output's, the graph input or parameter is meant."""
-
-
-class _Output(str):
-    """A copy's destination: the output of that name, though an input may have it too."""
+            roots[node.output] = roots.get(node.inputs[0], node.inputs[0])
+    return roots
 
 
 class _Placer:
-    """Gives every operand its address."""
+    """Gives every operand its address.
 
-    def __init__(
-        self, graph: Graph, owner: Mapping[str, str], calls: Sequence[tuple[str, KernelCall]]
-    ) -> None:
+    A value lives where the caller has it if it is a graph input or output (one that is both, or is returned
+    twice, is copied to its other places in the end), in weights.bin if it is a parameter, else in the arena.
+    int8 layers may read a few bytes beyond a buffer (arena.SLACK), which must not be the caller's: what they
+    read lives in the arena and is copied.
+    """
+
+    def __init__(self, graph: Graph, calls: Sequence[KernelCall]) -> None:
         self.graph = graph
-        self.inputs = {name: i for i, (name, _) in enumerate(graph.inputs)}
-        self.outputs = {name: i for i, name in enumerate(graph.outputs)}
+        self.roots = _roots(graph)
         self.weights: list[tuple[int, Callable[[], np.ndarray]]] = []
         self.weights_bytes = 0
         self.params: dict[str, Place] = {}
+        self.inputs = {name: Place(Space.INPUT, i) for i, (name, _) in enumerate(graph.inputs)}
+        self.overread = {self._root(n.inputs[0]) for n in graph.nodes if OPS[n.op].layer} & {
+            v for v, kind in graph.types.items() if kind.dtype == "uint8"
+        }
+        self.fixed = {v: place for v, place in self.inputs.items() if v not in self.overread}
+        for i, output in enumerate(graph.outputs):
+            root = self._root(output)
+            if root not in self.inputs and root not in graph.params and root not in self.overread:
+                self.fixed.setdefault(root, Place(Space.OUTPUT, i))
         self.offsets, self.arena_bytes = plan_arena(self._lifetimes(calls))
 
-    def _lifetimes(self, calls: Sequence[tuple[str, KernelCall]]) -> dict[str, Lifetime]:
-        lives: dict[str, Lifetime] = {}
-        for step, (_, call) in enumerate(calls):
-            for operand in call.operands:
-                if (key := self._arena_key(operand)) is not None:
-                    nbytes = (
-                        operand.nbytes if isinstance(operand, Temporary) else self.graph.type_of(key).nbytes
-                    )
-                    first = lives[key].first if key in lives else step
-                    lives[key] = Lifetime(nbytes, first, step)
-        return lives
+    def _root(self, value: str) -> str:
+        return self.roots.get(value, value)
 
-    def _arena_key(self, operand: Operand) -> str | None:
-        if isinstance(operand, Temporary):
-            return operand.name
-        if isinstance(operand, Weights) or operand in self.graph.params:
-            return None
-        return None if operand in self.inputs or operand in self.outputs else operand
+    def _lifetimes(self, calls: Sequence[KernelCall]) -> dict[str | Temporary, Lifetime]:
+        """Of all that lives in the arena; steps are counted from 1, copies from inputs happen in step 0."""
+        kept = {self._root(v) for v in self.graph.outputs}
+        lives: dict[str | Temporary, Lifetime] = {
+            v: Lifetime(self.graph.type_of(v).nbytes, 0, 0) for v in self.inputs if v not in self.fixed
+        }
+        for step, call in enumerate(calls, 1):
+            for operand in call.operands:
+                key = self._root(operand) if isinstance(operand, str) else operand
+                if isinstance(key, Weights) or key in self.fixed or key in self.graph.params:
+                    continue
+                nbytes = key.nbytes if isinstance(key, Temporary) else self.graph.type_of(key).nbytes
+                first = lives[key].first if key in lives else step
+                lives[key] = Lifetime(nbytes, first, len(calls) + 1 if key in kept else step)
+        return lives
 
     def place(self, operand: Operand) -> Place:
         if isinstance(operand, Weights):
             return self._weights(operand)
         if isinstance(operand, Temporary):
-            return Place(Space.ARENA, self.offsets[operand.name])
-        if isinstance(operand, _Output) or (operand in self.outputs and not isinstance(operand, _Given)):
-            return Place(Space.OUTPUT, self.outputs[operand])
-        if operand in self.inputs:
-            return Place(Space.INPUT, self.inputs[operand])
-        if operand in self.graph.params:
-            return self._param(operand)
-        if operand in self.outputs:
-            return Place(Space.OUTPUT, self.outputs[operand])
-        return Place(Space.ARENA, self.offsets[operand])
+            return Place(Space.ARENA, self.offsets[operand])
+        root = self._root(operand)
+        if root in self.graph.params:
+            return self._param(root)
+        return self.fixed.get(root) or Place(Space.ARENA, self.offsets[root])
+
+    def copies_in(self) -> list[tuple[str, tuple[Place, Place]]]:
+        """(value, (from, to)) of inputs that are read from the arena."""
+        moved = [
+            (v, at) for v, at in self.inputs.items() if v not in self.fixed and self.graph.type_of(v).size
+        ]
+        return [(v, (place, self.place(v))) for v, place in moved]
+
+    def copies_out(self) -> list[tuple[str, tuple[Place, Place]]]:
+        """(value, (from, to)) of outputs that no kernel writes to where the caller wants them."""
+        copies = []
+        for i, output in enumerate(self.graph.outputs):
+            to = Place(Space.OUTPUT, i)
+            if self.graph.type_of(output).size and (source := self.place(output)) != to:
+                copies.append((output, (source, to)))
+        return copies
 
     def _weights(self, operand: Weights) -> Place:
         offset = self.weights_bytes

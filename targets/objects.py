@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler.database import default_path
-from ..compiler.errors import InternalError, OutputError
+from ..compiler.errors import OutputError
+from ..compiler.files import whole_file
 from .isa import ISAS, Isa
 
 PARALLEL = 8
 """So many missing kernels pay for the start of a second compiler process (about a second)."""
-_GENERATORS = ("kernels/*.py", "relax_kernels.py", "tir.py")
+_GENERATORS = ("kernels/*.py", "relax_*.py", "tir.py", "isa.py", "../compiler/ops/*.py")
 
 Progress = Callable[[int, int], None]
+Jobs = Mapping[str, tuple[Any, Path]]
+"""Symbol -> (spec, where its object goes)."""
 
 
 def default_cache() -> Path:
@@ -47,83 +51,101 @@ def object_path(folder: Path, symbol: str, isa: Isa) -> Path:
 def kernel_objects(
     kernels: Mapping[str, Any], isa: Isa, folder: Path | None = None, progress: Progress | None = None
 ) -> list[Path]:
-    """Object files of the kernels (symbol -> spec), in order; missing ones are compiled.
+    """Object files of the kernels (symbol -> spec), in order; missing and damaged ones are compiled.
 
-    `progress(done, total)` counts the missing ones. Raises OutputError when the cache cannot be written.
+    `progress(done, total)` counts these. Raises OutputError when the cache cannot be written.
     """
     folder = folder or default_cache()
     paths = {symbol: object_path(folder, symbol, isa) for symbol in kernels}
-    missing = [symbol for symbol, path in paths.items() if not path.exists()]
+    missing = {symbol: (kernels[symbol], path) for symbol, path in paths.items() if not is_whole(path)}
     if missing:
-        try:
-            paths[missing[0]].parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write the kernel cache {folder}: {error}. Set BITSMITH_CACHE to another place"
-            ) from None
-        _compile_missing({s: (kernels[s], paths[s]) for s in missing}, isa, progress)
-    return [paths[symbol] for symbol in kernels]
+        _compile_missing(missing, isa, progress)
+    return list(paths.values())
 
 
-def compile_here(
-    jobs: Mapping[str, tuple[Any, Path]], isa: Isa, done: Callable[[], None] = lambda: None
-) -> None:
-    """Compile each (spec, path) in this process; a file appears complete or not at all."""
+def is_whole(path: Path) -> bool:
+    """Whether an ELF object is there and not cut off: its section table is the last thing in the file."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(64)
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    (table,) = struct.unpack_from("<Q", header, 40)
+    entry, count = struct.unpack_from("<HH", header, 58)
+    return bool(table and table + entry * count <= size)
+
+
+def compile_here(jobs: Jobs, isa: Isa, done: Callable[[], None] = lambda: None) -> None:
+    """Compile in this process, one thread at a time; a file appears complete or not at all."""
     from .kernels.table import EMITTERS
     from .relax_kernels import RelaxSpec, emit_relax
-    from .tir import compile_kernel
+    from .tir import COMPILING, compile_kernel
 
     for symbol, (spec, path) in jobs.items():
         emitter = emit_relax if isinstance(spec, RelaxSpec) else EMITTERS[type(spec)]
-        data = compile_kernel(emitter(spec, symbol), isa)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            scratch.write_bytes(data)
-            scratch.replace(path)
-        except OSError as error:
-            scratch.unlink(missing_ok=True)
-            raise OutputError(
-                f"cannot write the kernel cache {path}: {error}. Set BITSMITH_CACHE to another place"
-            ) from None
+        with COMPILING:
+            if not is_whole(path):
+                _store(path, compile_kernel(emitter(spec, symbol), isa))
         done()
 
 
-def _compile_missing(jobs: dict[str, tuple[Any, Path]], isa: Isa, progress: Progress | None) -> None:
+def _store(path: Path, data: bytes) -> None:
+    try:
+        with whole_file(path, "the kernel cache") as scratch:
+            scratch.write_bytes(data)
+    except OutputError as error:
+        raise OutputError(f"{error}. Set BITSMITH_CACHE to another folder") from None
+
+
+def _compile_missing(jobs: Jobs, isa: Isa, progress: Progress | None) -> None:
     """In this process, and when there are many in a second one too."""
 
     def done() -> None:
         if progress:
-            progress(sum(path.exists() for _, path in jobs.values()), len(jobs))
+            progress(sum(is_whole(path) for _, path in jobs.values()), len(jobs))
 
-    if len(jobs) < PARALLEL or (os.cpu_count() or 1) < 2:
+    if len(jobs) < PARALLEL or (os.cpu_count() or 1) < 2 or isa is not ISAS.get(isa.name):
         return compile_here(jobs, isa, done)
     # The heaviest come first in a network; dealing them out in turn balances the two halves.
     ours = {s: job for i, (s, job) in enumerate(jobs.items()) if i % 2 == 0}
     theirs = {s: job for s, job in jobs.items() if s not in ours}
-    helper = subprocess.Popen(
-        [sys.executable, "-m", f"{__package__}.compile_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    assert helper.stdin is not None
+    second = _start_worker(theirs, isa)
     try:
-        helper.stdin.write(pickle.dumps((theirs, isa.name)))
-        helper.stdin.close()
         compile_here(ours, isa, done)
-        assert helper.stderr is not None
-        error = helper.stderr.read().decode(errors="replace")
-        if helper.wait():
-            left = {s: job for s, job in theirs.items() if not job[1].exists()}
-            if not left:
-                raise InternalError(f"the second compiler process failed: {error[-2000:]}")
-            compile_here(left, isa, done)  # says why in our own process, or mends it
-        done()
+        if second:
+            second.wait()
     finally:
-        helper.kill()
-        helper.wait()
-        if helper.stderr:
-            helper.stderr.close()
+        if second:
+            second.kill()
+            second.wait()
+    # What the second process left undone, for whatever reason: here it is mended, or its error is seen.
+    compile_here(theirs, isa, done)
+
+
+def _start_worker(jobs: Jobs, isa: Isa) -> subprocess.Popen[bytes] | None:
+    """A process that compiles beside this one and finds the same modules; None if it does not start."""
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.compile_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    except OSError:
+        return None
+    assert process.stdin is not None
+    try:
+        with process.stdin as pipe:
+            pipe.write(pickle.dumps((dict(jobs), isa.name)))
+    except BrokenPipeError:
+        process.kill()
+        process.wait()
+        return None
+    return process
 
 
 def worker() -> None:

@@ -17,8 +17,8 @@ class Space(Enum):
 class Place:
     """One pointer argument of a kernel call.
 
-    `offset` counts bytes from the start of the arena or of `weights.bin`; for INPUT and OUTPUT it is the index of the graph's input or
-    output, whose start is meant.
+    `offset` counts bytes from the start of the arena or of `weights.bin`; for INPUT and OUTPUT it is the
+    index of the graph's input or output, whose start is meant.
     """
 
     space: Space
@@ -29,8 +29,9 @@ class Place:
 class Step:
     """One kernel call: `symbol(places..., begin, end)` with `0 <= begin < end <= tasks`.
 
-    Any split of `[0, tasks)` over threads gives the same result: tasks write disjoint memory and read nothing that another task
-    of the same step writes. `layer` names the graph node that the step belongs to (profiles and ledgers key on it).
+    Any split of `[0, tasks)` over threads gives the same result: tasks write disjoint memory and read nothing
+    that another task of the same step writes. `layer` names the graph node that the step belongs to (profiles
+    and ledgers key on it).
     """
 
     layer: str

@@ -1,4 +1,5 @@
-"""Operators without a kernel of our own: each node goes through Relax, TVM fuses it, and its loops come out under our calling convention."""
+"""Operators without a kernel of our own: each node goes through Relax, TVM fuses it, and its loops come out
+under our calling convention."""
 
 from __future__ import annotations
 
@@ -10,11 +11,14 @@ from ..compiler.errors import InternalError, UnsupportedError
 from ..compiler.ir import Graph, Node, TensorType
 from ..compiler.ops import OPS
 from .call import KernelCall, Operand, Temporary
+from .kernels.pointwise import CopySpec
+from .relax_quantised import relax_expression
+from .tir import COMPILING
 
 
 @dataclass(frozen=True)
 class RelaxSpec:
-    """Call number `index` of what Relax makes of one operator on inputs of these types; None for an absent input."""
+    """Call number `index` of what Relax makes of one operator on inputs of these types (None: absent)."""
 
     op: str
     types: tuple[TensorType | None, ...]
@@ -28,6 +32,9 @@ def relax_calls(graph: Graph, node: Node) -> tuple[KernelCall, ...]:
     attrs = tuple(OPS[node.op].complete(node.attrs).items())
     steps = lower_node(node.op, types, attrs)
     inputs = [v for v in node.inputs if v]
+    if not steps:  # the node changes nothing
+        copy = CopySpec(node.type.nbytes)
+        return (KernelCall(copy, (inputs[0], node.output), copy.tasks),)
     operands: dict[str, Operand] = {f"x{i}": v for i, v in enumerate(inputs)}
     calls = []
     for index, (_, reads, writes, kind) in enumerate(steps):
@@ -48,54 +55,33 @@ def emit_relax(spec: RelaxSpec, name: str) -> Any:
 def lower_node(
     op: str, types: tuple[TensorType | None, ...], attrs: tuple[tuple[str, Any], ...]
 ) -> tuple[tuple[Any, tuple[str, ...], str, TensorType], ...]:
-    """(PrimFunc, names it reads, name it writes, type written) of each call in order; inputs are x0, x1, ..."""
+    """(PrimFunc, names it reads, name it writes, type written) of each call in order; inputs: x0, x1, ..."""
+    if OPS[op].relax is None:
+        shown = ", ".join(str(t) for t in types if t)
+        raise UnsupportedError(f"no kernel computes {op}({shown}) on this target")
     import tvm
     from tvm import relax
 
-    definition = OPS[op]
-    if (
-        definition.relax is None
-        or any(t and t.dtype in ("uint8", "int8") for t in types)
-        and op in _ARITHMETIC
-    ):
-        shown = ", ".join(str(t) for t in types if t)
-        raise UnsupportedError(f"no kernel computes {op}({shown}) on this target")
     builder = relax.BlockBuilder()
-    variables = [
-        relax.Var(f"x{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(t for t in types if t)
-    ]
+    present = [t for t in types if t]
+    variables = [relax.Var(f"x{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(present)]
     given = iter(variables)
     args = [next(given) if t else None for t in types]
-    with builder.function("main", variables):
-        with builder.dataflow():
-            result = builder.emit_output(definition.relax(args, dict(attrs)))
-        builder.emit_func_output(result)
-    passes = [
-        relax.transform.LegalizeOps(),
-        relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FoldConstant(),
-        relax.transform.FuseOps(fuse_opt_level=2),
-        relax.transform.FuseTIR(),
-        relax.transform.DeadCodeElimination(["main"]),
-    ]
-    with tvm.target.Target("llvm"):
+    with COMPILING, tvm.target.Target("llvm"):
+        with builder.function("main", variables):
+            with builder.dataflow():
+                result = builder.emit_output(relax_expression(op, types, args, dict(attrs)))
+            builder.emit_func_output(result)
+        passes = [
+            relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(fuse_opt_level=2),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(["main"]),
+        ]
         module = tvm.ir.transform.Sequential(passes)(builder.get())
     return tuple(_calls(module))
-
-
-_ARITHMETIC = (
-    "conv2d",
-    "linear",
-    "matmul",
-    "add",
-    "avg_pool2d",
-    "reduce_mean",
-    "reduce_sum",
-    "reduce_max",
-    "quantize",
-    "dequantize",
-)
-"""Operators whose Relax lowering knows nothing of scales and zero points."""
 
 
 def _calls(module: Any) -> Any:
@@ -121,7 +107,7 @@ def _calls(module: Any) -> Any:
 
 
 def _plain(function: Any, name: str) -> Any:
-    """A scheduled-by-default PrimFunc as `void name(pointers, begin, end)` with flat loops instead of blocks."""
+    """A PrimFunc as `void name(pointers, begin, end)` with flat loops instead of blocks."""
     import tvm
     from tvm import tirx
 

@@ -1,4 +1,7 @@
-"""Which kernel computes a node: a table from operator to rule. A rule that declines leaves the node to relax_kernels.py."""
+"""Which kernel computes a node: a table from operator to rule.
+
+A rule that declines leaves the node to relax_kernels.py.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,7 @@ def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall
         oh=oh,
         ow=ow,
         oc=oc,
-        kernel=w.shape[2:],
+        kernel=(w.shape[2], w.shape[3]),
         strides=a["strides"],
         dilations=a["dilations"],
         pads=a["pads"][:2],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..compiler.errors import TargetError
-from ..compiler.machine import cpuinfo
+from ..compiler.machine import cpu_flags, cpuinfo
 from .isa import ISAS, Isa, host_isa
 
 
@@ -32,9 +32,7 @@ class Target:
     @cached_property
     def runs_here(self) -> bool:
         """Kernels for it can be measured on this machine."""
-        from .isa import cpu_features
-
-        return set(self.isa.features) <= cpu_features()
+        return set(self.isa.features) <= cpu_flags()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -65,7 +63,8 @@ def resolve(name: str) -> Target:
         isa = host_isa()
         if isa is None:
             raise TargetError(
-                "there is no target for this machine (kernels exist for x86-64 Linux): name one with --target to cross-compile"
+                "there is no target for this machine (kernels exist for x86-64 Linux): name one with "
+                "--target to cross-compile"
             )
         return next(t for t in TARGETS.values() if t.isa is isa)
     if name not in TARGETS:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 from .isa import Isa
 
+COMPILING = threading.RLock()
+"""Held while TVM works: an LLVM target's options are global variables of the process while it compiles."""
+
 
 def tvm_target(isa: Isa) -> Any:
-    """The TVM target of an instruction set. Without strict aliasing: kernels read one buffer through several vector types."""
+    """The TVM target of an instruction set. Without strict aliasing: kernels read one buffer through several
+    vector types."""
     import tvm
 
     config = {"kind": "llvm", "mtriple": isa.triple, "mcpu": isa.mcpu, "cl-opt": ["-enable-tbaa:bool=false"]}
@@ -35,9 +40,9 @@ def compile_kernel(function: Any, isa: Isa) -> bytes:
         transform.LowerTVMBuiltin(),
         transform.LowerIntrin(),
     ]
-    module = tvm.ir.transform.Sequential(passes)(tvm.IRModule.from_expr(function))
-    built = tvm.get_global_func("target.build.llvm")(module, target)
-    with tempfile.TemporaryDirectory() as folder:
+    with COMPILING, tempfile.TemporaryDirectory(prefix="bitsmith-kernel-") as folder:
+        module = tvm.ir.transform.Sequential(passes)(tvm.IRModule.from_expr(function))
+        built = tvm.get_global_func("target.build.llvm")(module, target)
         path = Path(folder) / "kernel.o"
         built.write_to_file(str(path))
         return path.read_bytes()

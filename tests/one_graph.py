@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.ir import Graph, TensorType
 from bitsmith.compiler.ops import OPS, Sample
@@ -33,7 +32,7 @@ class ManyNodes:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     def add(self, op: str, sample: Sample) -> str:
-        """Append the sample's node; weights of layers are parameters, the rest graph inputs. Returns its output."""
+        """Append the sample's node, return its output. A layer's weights are parameters, the rest inputs."""
         name = f"{op}_{len(self.outputs)}"
         inputs = [self._operand(op, name, i, x, sample) for i, x in enumerate(sample.inputs)]
         self.outputs.append(self.builder.add(op, inputs, name=name, **sample.attrs))

@@ -1,5 +1,5 @@
-"""Compiled kernels equal the reference executor: every sample of every operator, and random convolutions, on every instruction set
-that this machine runs."""
+"""Compiled kernels equal the reference executor: every sample of every operator, and random convolutions, on
+every instruction set that this machine runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from one_graph import ManyNodes
-
 from bitsmith.compiler.ir import TensorType
 from bitsmith.compiler.ops import OPS, Sample
 from bitsmith.compiler.reference import run_reference
 from bitsmith.targets.build import build
 from bitsmith.targets.target import TARGETS
+from one_graph import ManyNodes
 
 HERE = [name for name, target in TARGETS.items() if target.runs_here]
 
@@ -56,7 +55,7 @@ def test_sample(outcomes: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]], 
 
 
 def random_conv(rng: np.random.Generator) -> Sample:
-    """A convolution of random geometry and type; quantised ones with scales as the plan rewriting makes them."""
+    """A convolution of random geometry and type; quantised ones have scales as the plan's rewriting makes."""
     groups = int(rng.choice([1, 1, 1, 2, 0]))
     c, oc = int(rng.integers(1, 40)), int(rng.integers(1, 50))
     if groups == 2:
