@@ -15,7 +15,7 @@ import bitsmith
 import numpy as np
 import pytest
 import tiny_program as tiny
-from bitsmith.compiler.artifact import Artifact
+from bitsmith.compiler.artifact import Artifact, check_replaceable
 from bitsmith.compiler.artifact import open as open_artifact
 from bitsmith.compiler.errors import ArtifactError, InputError, OutputError
 
@@ -379,9 +379,18 @@ def test_save_leaves_other_things_alone(artifact: Artifact, tmp_path: Path) -> N
 def test_unwritable_places_say_why(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for bad in (tmp_path / "file" / "model", Path("/proc/bitsmith/model"), tmp_path / ("x" * 300)):
-        with pytest.raises(OutputError, match="cannot write the artifact .*: .*Nothing was left"):
+        with pytest.raises(OutputError, match="cannot write the artifact .*: "):
             artifact.save(bad)
     assert sorted(os.listdir(tmp_path)) == ["file", "model"]
+
+
+@pytest.mark.parametrize("below", ["file/model", "file/deep/model"])
+def test_a_place_below_a_file_is_refused_before_anything_is_compiled(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=f"{below}: {tmp_path / 'file'} is no directory"):
+        check_replaceable(tmp_path / below)
+    check_replaceable(tmp_path / "new" / "deep" / "model")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_source_that_changed_is_not_saved(artifact: Artifact, tmp_path: Path) -> None:

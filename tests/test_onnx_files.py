@@ -391,6 +391,13 @@ def test_shapes_that_do_not_fit(how, message):
         load_model(dynamic(), **how)
 
 
+def test_sizes_that_no_memory_holds_are_refused():
+    message = refused(model([node("Relu", "x", "y")], {"x": (1, 3, 2**20, 2**20)}), UnsupportedError)
+    assert "more than 2^31 - 1 elements" in message and "x: float32[1, 3, 1048576, 1048576]" in message
+    few = load_model(model([node("Relu", "x", "y")], {"x": (1, 2, 2**15, 2**14)}))
+    assert few.type_of("y").size == 2**30
+
+
 def test_shapes_that_contradict_the_model(write):
     assert "w takes 3 channels per group, x has 5" in refused(write(convnet()), shapes={"x": (1, 5, 6, 6)})
     proto = model([node("MatMul", "x w")], {"x": ("n", 4)}, weights={"w": np.ones((4, 2), np.float32)})

@@ -85,8 +85,11 @@ def _staged(directory: Path) -> Iterator[Path]:
 
 
 def check_replaceable(place: Path) -> None:
-    """Raises OutputError when something other than an artifact or an empty directory is at `place`."""
+    """Raises OutputError when something other than an artifact or an empty directory is at `place`, or when
+    no directory can be made there.
+    """
     if not os.path.lexists(place):
+        _check_above(place)
         return
     if not place.is_dir():
         raise OutputError(
@@ -99,6 +102,14 @@ def check_replaceable(place: Path) -> None:
             f"cannot write the artifact {place}: it holds something else ({', '.join(other[:3])}); "
             "choose another place, or delete it first"
         )
+
+
+def _check_above(place: Path) -> None:
+    above = next(p for p in Path(os.path.abspath(place)).parents if os.path.lexists(p))
+    if not above.is_dir():
+        raise OutputError(f"cannot write the artifact {place}: {above} is no directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write the artifact {place}: no permission to write to {above}")
 
 
 def _is_manifest(path: Path) -> bool:

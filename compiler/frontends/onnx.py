@@ -25,6 +25,7 @@ from .onnx_ops import RULES, hint_of
 from .onnx_read import first_line, graphs_of, read_onnx, to_array
 from .onnx_shapes import Shapes, example_shapes, fix_shapes, graph_inputs
 
+MOST_ELEMENTS = 2**31 - 1  # of one value: 8 GiB as float32
 # Names that exporters and optimizers count out; a layer is better called after its weight or its output.
 _MACHINE_MADE = re.compile(r"(node(_.*)?|n\d+(_\d+)*|)\Z")
 
@@ -111,6 +112,7 @@ def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Gr
     if not any(name in work.converter.values for name in outputs):
         raise ModelError(f"{label}: its outputs do not depend on its inputs")
     graph = work.converter.finish(outputs)
+    _check_sizes(graph, label)
     used = set(graph.used_params())
     broken = [name for name in used if not np.isfinite(graph.params[name]).all()]
     if broken:
@@ -118,6 +120,18 @@ def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Gr
             f"{label}: constants computed in the model are NaN or infinite: {', '.join(sorted(broken))}"
         )
     return graph.with_nodes(graph.nodes, params={k: v for k, v in graph.params.items() if k in used})
+
+
+def _check_sizes(graph: Graph, label: str) -> None:
+    """Compiling for a size that no memory holds would take minutes to fail, or not end."""
+    values = [*graph.inputs, *((node.output, node.type) for node in graph.nodes)]
+    large = [f"  {name}: {kind}" for name, kind in values if kind.size > MOST_ELEMENTS]
+    if large:
+        more = [f"  and {len(large) - 5} more"] if len(large) > 5 else []
+        raise UnsupportedError(
+            "\n".join([f"{label}: values of more than 2^31 - 1 elements:", *large[:5], *more])
+            + "\nFix smaller sizes with --shape, or in Python with shapes=."
+        )
 
 
 def _copy_passed_inputs(model: Any) -> None:
