@@ -23,6 +23,9 @@ from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_we
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
 
+STACK_BYTES = 2 << 20
+"""What a kernel may keep on the stack: threads have 8 MiB as a rule."""
+
 Rule = Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]
 
 
@@ -62,12 +65,14 @@ def _known_weights(graph: Graph, node: Node) -> bool:
     return all(v in graph.params for i, v in enumerate(node.inputs) if v and i in (1, 2, 4))
 
 
-def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> KernelCall:
+def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> KernelCall | None:
     """Operands of an implicit matrix product; weights are packed when asked for."""
     w, bias, scale, residual = (_operand(node, i) for i in (1, 2, 4, 3))
     four = graph.params[w].reshape(spec.oc, -1, *spec.kernel)
     if spec.dot and isa.pair_dot and pairs_bounded(spec, four):
         spec = replace(spec, dot=isa.pair_dot)
+    if spec.stack_bytes > STACK_BYTES:
+        return None
     e = spec.epilogue
     padded = spec.groups * spec.vectors * spec.lanes
     k = spec.segments * spec.run_steps * spec.mac.group

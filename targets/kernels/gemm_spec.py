@@ -131,6 +131,8 @@ class GemmSpec:
         pixel = max(1, self.strides[1] * self.c * self.a_bytes * (self.kernel[0] if self.oh > 1 else 1))
         tiles = max(4, CHUNK_BYTES // (pixel * self.tile[0]))
         tiles = split(self.columns.count, min(tiles, self.columns.count)).sizes()[0][0]
+        while tiles > 1 and not self._fits(1, tiles):
+            tiles = -(-tiles // 2)
         rows = 1
         if tiles == self.columns.count:
             wanted = min(self.oh, max(1, CHUNK_BYTES // (pixel * self.ow), -(-24 // self.ow)))
@@ -141,6 +143,11 @@ class GemmSpec:
         """Elements of A that a task of so many rows and column tiles keeps, with room for the last step
         to read past the end."""
         return self.scratch_rows(rows) * self.scratch_cols(tiles) * self.c + 8
+
+    @property
+    def stack_bytes(self) -> int:
+        """What a thread's stack holds of A."""
+        return self.scratch_size(*self.chunk) * self.a_bytes if self.scratch else 0
 
     def scratch_rows(self, rows: int) -> int:
         return (rows - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilations[0] + 1
