@@ -22,6 +22,17 @@ def random_array(
     return rng.integers(*WHOLE[kind.dtype], kind.shape).astype(kind.dtype)
 
 
+def agree(got: np.ndarray, want: np.ndarray, what: str) -> None:
+    """Equal types; integers exactly but for one step at rounding ties, floats to rounding error."""
+    assert got.dtype == want.dtype and got.shape == want.shape, what
+    difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
+    if got.dtype == np.float32:
+        assert difference.max(initial=0) <= 5e-6 * max(1.0, np.abs(want).max(initial=0)), what
+    else:
+        most = difference.max(initial=0)
+        assert most <= 1 and (difference > 0).mean() < 0.01, f"{what}: off by {most}"
+
+
 @dataclass
 class ManyNodes:
     """Collects nodes with their inputs; `graph()` and `feeds` go together."""
