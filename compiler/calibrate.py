@@ -19,9 +19,13 @@ import numpy as np
 from .errors import InputError
 from .histogram import Histogram, least_squares, minmax, percentile
 from .ir import Graph, Node
+from .machine import usable_cores
 from .plan import Calibration, layers_of
 from .reference import run_reference
 from .samples import Samples, iterate
+from .turns import Turns, run_in_turns
+
+MOST_THREADS = 4  # each holds the values of one run
 
 
 @dataclass(frozen=True)
@@ -111,23 +115,32 @@ def observe(
     """The slow part of `calibrate`: runs the graph. Same arguments and errors."""
     runs = iterate(graph, samples)
     observer = _Observer(graph)
+
+    def run(index: int, turns: Turns) -> None:
+        def see(value: str, array: np.ndarray) -> None:
+            with turns.at(value, index):
+                observer.see(value, array)
+
+        try:
+            run_reference(graph, runs[index], see)
+        except _NotFinite as error:
+            raise InputError(
+                f"sample {index}: value {error} becomes NaN, infinite or larger than 4e37; "
+                f"check the model's weights and how the sample is scaled"
+            ) from None
+
+    tell = progress or (lambda done, total: None)
     with _one_thread():
-        for done, inputs in enumerate(runs):
-            try:
-                run_reference(graph, inputs, observer.see)
-            except _NotFinite as error:
-                raise InputError(
-                    f"sample {done}: value {error} becomes NaN or infinite in float32; "
-                    f"check the model's weights and how the sample is scaled"
-                ) from None
-            if progress:
-                progress(done + 1, len(runs))
+        threads = min(usable_cores(), MOST_THREADS, len(runs))
+        run_in_turns(len(runs), threads, run, lambda index: tell(index + 1, len(runs)))
     return Observations(observer.histograms, observer.means(len(runs)), len(runs))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch on one thread: at batch 1 more gain little, and on a busy machine they cost 15 times the time."""
+    """torch on one thread for each run: at batch 1 more gain little, and on a busy machine they cost 15 times
+    the time.
+    """
     import torch
 
     before = torch.get_num_threads()

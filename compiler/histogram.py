@@ -11,6 +11,8 @@ import numpy as np
 BINS = 2048
 SAMPLED = 16384
 """Numbers of one array that are counted; minimum and maximum look at all of them."""
+LARGEST = 2.0**125
+"""Numbers beyond this are refused: a range that grows to hold them would leave float32."""
 LEVELS = 255
 SHRINK = np.linspace(1.0, 0.2, 81)
 """Factors that the search tries on each end of a range."""
@@ -32,15 +34,15 @@ class Histogram:
         self.minimum, self.maximum = math.inf, -math.inf
 
     def add(self, array: np.ndarray) -> None:
-        """Count a float32 array of any shape; it must be finite."""
+        """Count a float32 array of any shape. Raises FloatingPointError for NaN and beyond LARGEST."""
         import torch
 
         if not array.size:
             return
         values = torch.from_numpy(np.ascontiguousarray(array)).flatten()
         low, high = (float(v) for v in torch.aminmax(values))
-        if not math.isfinite(high - low):
-            raise FloatingPointError("not finite")
+        if not -LARGEST <= low <= high <= LARGEST:
+            raise FloatingPointError("not finite, or too large")
         first = self.maximum < self.minimum
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         if first:

@@ -51,7 +51,7 @@ def test_large_arrays_are_sampled_evenly(rng):
     assert share == pytest.approx((array < 24).mean(), abs=0.01)
 
 
-@pytest.mark.parametrize("constant", [0.0, 3.0, -2.5, 1e-30, 1e30])
+@pytest.mark.parametrize("constant", [0.0, 3.0, -2.5, 1e-30, 1e30, 4e37])
 def test_a_constant_has_a_range(constant):
     histogram = histogram_of(np.full(100, constant), np.full(50, constant))
     assert histogram.counts.sum() == 150
@@ -200,7 +200,7 @@ def test_bad_samples_are_refused(net):
         calibrate(net, [])
     with pytest.raises(InputError, match="sample 1: input 'x' holds NaN"):
         calibrate(net, [np.zeros((3, 8, 8), np.float32), np.full((3, 8, 8), np.nan, np.float32)])
-    with pytest.raises(InputError, match="sample 0: value 'a' becomes NaN or infinite"):
+    with pytest.raises(InputError, match="sample 0: value 'x' becomes NaN, infinite"):
         calibrate(net, np.full((1, 3, 8, 8), 3e38, np.float32))
     with pytest.raises(PlanError, match="method 'kl' is not one of"):
         calibrate(net, np.zeros((1, 3, 8, 8), np.float32), method="kl")
@@ -213,3 +213,20 @@ def test_values_that_are_not_float_are_left_out():
     graph = b.finish([y, b.add("transpose", [n], perm=(1, 0))])
     ranges = calibrate(graph, [(np.ones(2, np.int64), np.ones(2, np.float32))])
     assert set(ranges.values) == {"x", y}
+
+
+def test_threads_do_not_change_what_is_seen(net, rng, monkeypatch):
+    data = rng.normal(size=(9, 3, 8, 8)).astype(np.float32)
+    texts = []
+    for cores in (1, 2, 4):
+        monkeypatch.setattr("bitsmith.compiler.calibrate.usable_cores", lambda cores=cores: cores)
+        texts.append(calibrate(net, data).to_text())
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_the_first_sample_that_overflows_is_named(net, monkeypatch):
+    monkeypatch.setattr("bitsmith.compiler.calibrate.usable_cores", lambda: 3)
+    data = np.ones((8, 3, 8, 8), np.float32)
+    data[4:] = 3e38  # finite itself, but any range around it is not
+    with pytest.raises(InputError, match="sample 4: value .* becomes NaN, infinite"):
+        calibrate(net, data)
