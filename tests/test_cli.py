@@ -333,7 +333,10 @@ def test_a_fault_of_ours_is_owned(bitsmith, monkeypatch):
     assert "Traceback" in bitsmith("targets", "--debug")[2]
 
 
-def test_an_interrupt_leaves_nothing(home, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "says"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_interrupt_leaves_nothing(home, tmp_path, number, code, says):
     np.save(tmp_path / "many.npy", samples(5000))
     words = ["compile", "net.onnx", "-o", str(tmp_path / "new"), "--shape", "batch=1", "--uniform", "int8"]
     command = [*PROGRAM, *words, "-c", str(tmp_path / "many.npy")]
@@ -341,10 +344,10 @@ def test_an_interrupt_leaves_nothing(home, tmp_path):
     with subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True, env=environment) as process:
         first = process.stderr.readline()
         assert first.startswith("calibrating"), first
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest = process.stderr.read()
-    assert process.returncode == 130
-    assert "Traceback" not in rest
+    assert process.returncode == code
+    assert rest.splitlines()[-1] == f"bitsmith: {says}" and "Traceback" not in rest
     assert [f.name for f in tmp_path.iterdir()] == ["many.npy"]
 
 

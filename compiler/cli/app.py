@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -12,7 +15,7 @@ from . import verbs
 from .examples import EXAMPLES
 from .output import Output
 
-INTERRUPTED = 130  # as shells count: 128 and SIGINT's number
+STOPPED = {130: "interrupted", 143: "terminated"}  # as shells count: 128 and the number of SIGINT, SIGTERM
 
 app = typer.Typer(
     name="bitsmith",
@@ -30,11 +33,30 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     try:
-        app(args=words, prog_name="bitsmith")
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        with _terminable():
+            app(args=words, prog_name="bitsmith")
+    except SystemExit as end:
+        if end.code in STOPPED:
+            goes_on = "; the same command goes on from here" if "search" in words[:2] else ""
+            print(f"bitsmith: {STOPPED[end.code]}{goes_on}", file=sys.stderr)
+        raise
     except Exception as error:
         raise SystemExit(_refuse(error, debug)) from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the program as an exception does: what is half written goes."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refuse(error: Exception, debug: bool) -> int:
