@@ -50,14 +50,22 @@ class Data:
     @property
     def digest(self) -> str:
         """SHA-256 over all samples and labels."""
-        result = hashlib.sha256()
-        for feed in (*self.calibration, *self.confirm.feeds):
-            for name, array in feed.items():
-                result.update(name.encode())
-                result.update(np.ascontiguousarray(array).data)
-        if self.confirm.labels is not None:
-            result.update(np.ascontiguousarray(self.confirm.labels).data)
-        return result.hexdigest()
+        labels = [] if self.confirm.labels is None else [{"labels": self.confirm.labels}]
+        return _digest((*self.calibration, *self.confirm.feeds, *labels))
+
+    @property
+    def calibration_digest(self) -> str:
+        """SHA-256 over the calibration samples."""
+        return _digest(self.calibration)
+
+
+def _digest(feeds: Sequence[Feed]) -> str:
+    result = hashlib.sha256()
+    for feed in feeds:
+        for name, array in feed.items():
+            result.update(f"{name} {array.dtype} {array.shape} ".encode())
+            result.update(np.ascontiguousarray(array).data)
+    return result.hexdigest()
 
 
 def split(

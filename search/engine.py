@@ -36,7 +36,7 @@ def run_search(
     one. A search with the same study goes on where it was stopped. Ctrl-C ends the trials and goes to the
     finalists; before the baselines are measured there is nothing to end with, and it is passed on.
     """
-    place = None if out is None else _make_folder(Path(out))
+    place = None if out is None else make_folder(Path(out))
     storage = study if study is not None or place is None else place / STUDY_FILE
     started = time.monotonic()
     _check_layers(evaluator)
@@ -173,7 +173,8 @@ def _write_front(place: Path, final: Final, front: Sequence[Candidate]) -> dict[
     return kept
 
 
-def _make_folder(place: Path) -> Path:
+def make_folder(place: Path) -> Path:
+    """The folder itself, made when it is missing. Raises OutputError when nothing can be written there."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         probe = place / f".probe.{os.getpid()}"

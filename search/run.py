@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from ..compiler.calibrate import calibrate
 from ..compiler.database import Database
 from ..compiler.errors import InputError, TargetError
 from ..compiler.ir import Graph
@@ -16,9 +16,10 @@ from ..compiler.samples import Samples
 from ..passes.prepare import prepare
 from .compiled import CompiledEvaluator
 from .data import Data, Score, split
-from .engine import run_search
+from .engine import make_folder, run_search
 from .evaluator import Names, Progress
 from .objectives import OBJECTIVES, check_objectives, parse_constraints
+from .ranges import stored_ranges
 from .result import SearchResult
 from .session import Settings
 
@@ -61,9 +62,7 @@ def search(
     data = split(graph, calibration, evaluate, labels)
     tell = progress or (lambda stage, done, total: None)
     prepared = prepare(graph)
-    ranges = calibrate(
-        prepared, data.calibration, progress=lambda done, total: tell("calibration", done, total)
-    )
+    ranges = stored_ranges(prepared, data, None if out is None else make_folder(Path(out)), tell)
     names = Names(graph.name, graph.content_hash, chip.name, chip.fingerprint, this_machine())
     evaluator = CompiledEvaluator(
         graph=prepared,

@@ -1,5 +1,7 @@
 """A search that compiles: a small network, this machine, real measurements; no time is asserted."""
 
+import json
+
 import numpy as np
 import pytest
 from bitsmith.compiler.artifact import open as open_artifact
@@ -10,6 +12,9 @@ from bitsmith.compiler.measure import measure_memory, quality
 from bitsmith.compiler.plan import Plan, layers_of
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.prepare import prepare
+from bitsmith.search import ranges
+from bitsmith.search.data import split
+from bitsmith.search.ranges import stored_ranges
 from bitsmith.search.result import SearchResult
 from bitsmith.search.run import search
 from bitsmith.targets.target import TARGETS
@@ -177,3 +182,24 @@ def test_a_target_that_does_not_run_here_is_refused(samples):
         pytest.skip("this machine runs every target")
     with pytest.raises(TargetError, match="a search measures"):
         search(small_network(), target=foreign, calibration=samples[:8])
+
+
+def test_a_search_that_goes_on_does_not_calibrate_again(samples, tmp_path, monkeypatch):
+    graph, data = prepare(small_network()), split(small_network(), samples[:8], samples[8:16], None)
+    made = stored_ranges(graph, data, tmp_path, lambda *step: None)
+    monkeypatch.setattr(ranges, "calibrate", lambda *args, **options: pytest.fail("calibrated again"))
+    steps = []
+    assert stored_ranges(graph, data, tmp_path, lambda *step: steps.append(step)) == made
+    assert steps == [("calibration", 8, 8)]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": "", "ranges": {}}', '{"key": 1}', "nul\0"])
+def test_ranges_that_are_damaged_or_of_other_data_are_made_again(samples, tmp_path, damage):
+    graph, data = prepare(small_network()), split(small_network(), samples[:8], samples[8:16], None)
+    other = split(small_network(), samples[20:28], samples[8:16], None)
+    first = stored_ranges(graph, other, tmp_path, lambda *step: None)
+    second = stored_ranges(graph, data, tmp_path, lambda *step: None)
+    assert first.values != second.values
+    (tmp_path / ranges.RANGES_FILE).write_text(damage)
+    assert stored_ranges(graph, data, tmp_path, lambda *step: None) == second
+    assert json.loads((tmp_path / ranges.RANGES_FILE).read_text())["ranges"] == second.to_json()
