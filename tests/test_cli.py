@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,8 @@ def test_a_real_search_from_start_to_report(bitsmith, home):
         (["run", "float", "image1.npy", "--random"], 5, "--random"),
         (["run", "float", "image1.npy", "--input", "image=image1.npy"], 5, "by position and by name"),
         (["run", "damaged", "--random"], 8, "damaged"),
+        (["inspect", "cut"], 8, "weights.bin has 5 bytes"),
+        (["inspect", "odd-ledger"], 8, "the ledger in its manifest"),
         (["run", "float", "--random", "-o", "broken.onnx/out.npz"], 9, "out.npz"),
         (["bench", "float", "--against", "onnxruntime"], 5, "--model"),
         (["bench", "float", "--threads", "1,x"], 5, "1,2"),
@@ -312,8 +315,21 @@ def test_mistakes_end_with_one_message_and_their_code(bitsmith, home, words, cod
     np.save(home / "image1.npy", samples(1))
     (home / "damaged").mkdir(exist_ok=True)
     (home / "damaged" / "manifest.json").write_text('{"format": "bitsmith-artifact"')
+    for name in ("cut", "odd-ledger"):
+        shutil.copytree(home / "float", home / name, dirs_exist_ok=True)
+    (home / "cut" / "weights.bin").write_bytes(b"short")
+    manifest = json.loads((home / "float" / "manifest.json").read_text())
+    (home / "odd-ledger" / "manifest.json").write_text(json.dumps({**manifest, "ledger": [{"a": 1}]}))
     refused(bitsmith(*words), code, says)
     assert not (home / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "float", "--random", "--seed", "-1"), ("bench", "float", "--repeats", "0")]
+)
+def test_numbers_out_of_range_are_mistakes_of_the_command_line(bitsmith, words):
+    code, out, err = bitsmith(*words)
+    assert (code, out) == (2, "") and words[2 if "--random" not in words else 3] in err
 
 
 def test_debug_shows_the_trace(bitsmith):

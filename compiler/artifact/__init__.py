@@ -6,7 +6,7 @@ native.py      the C ABI (targets/runtime/bitsmith.h) through ctypes
 artifact.py    Artifact and open
 """
 
-from .artifact import Artifact, StepTime, open, read_manifest
+from .artifact import Artifact, StepTime, check_files, open, read_manifest
 from .manifest import ArraySpec, FileRecord, Manifest
 from .store import check_replaceable, write_artifact
 
@@ -16,6 +16,7 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "StepTime",
+    "check_files",
     "check_replaceable",
     "open",
     "read_manifest",

@@ -37,7 +37,7 @@ def open(path: str | os.PathLike[str], *, temporary: bool = False) -> Artifact:
     """
     place = Path(os.path.abspath(path))
     manifest = read_manifest(place)
-    _check_files(place, manifest)
+    check_files(place, manifest)
     native = Native(place, manifest.target)
     if native.description != (manifest.inputs, manifest.outputs, manifest.arena_bytes):
         native.close()
@@ -201,7 +201,8 @@ def read_manifest(place: Path) -> Manifest:
     return parse_manifest(text, str(path))
 
 
-def _check_files(place: Path, manifest: Manifest) -> None:
+def check_files(place: Path, manifest: Manifest) -> None:
+    """Raises ArtifactError when library or weights are not those that the manifest describes."""
     for name in (LIBRARY, WEIGHTS):
         path, record = place / name, manifest.files[name]
         try:

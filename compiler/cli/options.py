@@ -129,7 +129,7 @@ Profile = Annotated[bool, Option("--profile", help="Add the time of each step, o
 
 # everywhere
 Threads = Annotated[int, Option("--threads", min=1, help="Threads of a run.")]
-Seed = Annotated[int, Option(help="Of all that is random.")]
+Seed = Annotated[int, Option(min=0, help="Of all that is random.")]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 Debug = Annotated[bool, Option("--debug", help="Show the stack trace of an error.")]

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..analysis.cost import layer_storage, node_cost
-from ..artifact import ArraySpec, Artifact, Manifest, read_manifest
+from ..artifact import ArraySpec, Artifact, Manifest, check_files, read_manifest
 from ..artifact.manifest import MANIFEST
+from ..errors import ArtifactError, InputError
 from ..ir import Graph, Node
+from ..ledger import LedgerRow
 from ..plan import FORMATS, layers_of
 
 
@@ -99,7 +101,9 @@ def inspect(
         return _model_info(subject, target)
     if isinstance(subject, Artifact):
         return _artifact_info(subject.path, subject.manifest)
-    return _artifact_info(Path(subject), read_manifest(Path(subject)))
+    manifest = read_manifest(Path(subject))
+    check_files(Path(subject), manifest)
+    return _artifact_info(Path(subject), manifest)
 
 
 def _model_info(graph: Graph, target: str) -> ModelInfo:
@@ -138,6 +142,13 @@ def _layer_info(graph: Graph, node: Node) -> LayerInfo:
 
 
 def _artifact_info(path: Path, m: Manifest) -> ArtifactInfo:
+    try:
+        for row in m.ledger:
+            LedgerRow.from_json(row)
+    except (InputError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: the ledger in its manifest cannot be read: {error}"
+        ) from None
     return ArtifactInfo(
         name=m.name,
         path=str(path),
