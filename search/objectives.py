@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ..compiler.errors import InputError
 from ..compiler.measure import Quality
-from .metrics import METRICS, RELATIVE, Reading
+from .metrics import LABELS, METRICS, RELATIVE, SCORE, Reading
 
 OBJECTIVES = ("quality", "latency", "size")
 MARGIN_Z = 0.5
@@ -157,6 +157,14 @@ def total_excess(
 ) -> float:
     """Sum of what lies outside; 0 when all constraints are met."""
     return sum(max(0.0, c.excess(reading, baseline, z)) for c in constraints)
+
+
+def check_given(constraints: Sequence[Constraint], labels: bool, score: bool) -> None:
+    """Raises InputError when a constraint needs labels or a score that the caller did not give."""
+    for c in constraints:
+        needs = METRICS[c.metric].needs
+        if (needs == LABELS and not labels) or (needs == SCORE and not score):
+            raise InputError(f"constraint {c.text!r} needs {needs}")
 
 
 def check_measurable(constraints: Sequence[Constraint], baseline: Reading) -> None:

@@ -18,7 +18,7 @@ from .compiled import CompiledEvaluator
 from .data import Data, Score, split
 from .engine import make_folder, run_search
 from .evaluator import Names, Progress
-from .objectives import OBJECTIVES, check_objectives, parse_constraints
+from .objectives import OBJECTIVES, check_given, check_objectives, parse_constraints
 from .ranges import stored_ranges
 from .result import SearchResult
 from .session import Settings
@@ -53,6 +53,7 @@ def search(
     from ..targets.target import resolve
 
     settings = _settings(objectives, constraints, trials, timeout, threads, seed)
+    check_given(settings.constraints, labels=labels is not None, score=callable(evaluate))
     chip = resolve(target)
     if not chip.runs_here:
         raise TargetError(

@@ -162,6 +162,8 @@ def test_a_function_may_judge(samples, tmp_path):
     ("options", "message"),
     [
         ({"constraints": ["agreement=1"]}, "takes >="),
+        ({"constraints": ["accuracy>=0.9"]}, "labels="),
+        ({"constraints": ["score>=1"]}, "a function that returns a score"),
         ({"objectives": ["beauty"]}, "beauty"),
         ({"trials": -1}, "trials"),
         ({"timeout": -1.0}, "timeout"),

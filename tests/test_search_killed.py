@@ -12,7 +12,7 @@ import numpy as np
 from bitsmith.search.result import SearchResult
 from digit_net import samples, write_net
 
-TRIALS = 4
+TRIALS = 2
 PROGRAM = """
 import os, signal, sys
 import numpy as np
@@ -26,18 +26,11 @@ def progress(name, done, total):
 
 data = np.load("samples.npy")
 bitsmith.search(
-    bitsmith.load("net.onnx", shapes={"batch": 1}), calibration=data[:12], evaluate=data[12:], trials=4,
+    bitsmith.load("net.onnx", shapes={"batch": 1}), calibration=data[:12], evaluate=data[12:], trials=2,
     constraints=["kl<=0.05"], out=out, progress=progress,
 )
 """
-STOPS = (
-    ("calibration", 5),
-    ("baselines", 1),
-    ("sensitivity", 3),
-    ("kernel times", 0),
-    ("trials", 2),
-    ("finalists", 1),
-)
+STOPS = (("baselines", 1), ("kernel times", 0), ("trials", 1), ("finalists", 1))
 
 
 def finished(study):
