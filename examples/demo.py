@@ -30,8 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 OUT = Path(__file__).resolve().parents[1] / "out" / "demo"
-CONSTRAINT = "agreement>=0.98"
-CALIBRATION, EVALUATION, HELD_OUT = 42, 126, 123  # pictures
+# Half of what int8 costs everywhere. The top class is the wrong judge here: on half of these crops the first
+# two classes are nearly tied, so the share that agrees moves with chance (by 1 % on 400 pictures), while the
+# divergence of the probabilities is known to 6 %.
+CONSTRAINT = "kl<=0.002"
+CALIBRATION, EVALUATION, HELD_OUT = 42, 420, 410  # pictures; the last two are all crops of all photographs
 PEERS = ("ONNX Runtime float32", "ONNX Runtime int8")
 TITLES = (*PEERS, "bitsmith float32", "bitsmith uniform int8", "bitsmith searched")
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
