@@ -150,5 +150,6 @@ def _start_worker(jobs: Jobs, isa: Isa) -> subprocess.Popen[bytes] | None:
 
 def worker() -> None:
     """Entry of the second process: jobs come pickled on standard input from our own parent."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM would import it, 2 s, for nothing
     jobs, isa = pickle.load(sys.stdin.buffer)
     compile_here(jobs, ISAS[isa])
