@@ -30,7 +30,7 @@ bitsmith.search(
     constraints=["kl<=0.05"], out=out, progress=progress,
 )
 """
-STOPS = (("baselines", 1), ("kernel times", 0), ("trials", 1), ("finalists", 1))
+STOPS = (("baselines", 1), ("trials", 1), ("finalists", 1))
 
 
 def finished(study):
