@@ -150,6 +150,12 @@ def _start_worker(jobs: Jobs, isa: Isa) -> subprocess.Popen[bytes] | None:
 
 def worker() -> None:
     """Entry of the second process: jobs come pickled on standard input from our own parent."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM would import it, 2 s, for nothing
+    parent = os.getppid()
     jobs, isa = pickle.load(sys.stdin.buffer)
-    compile_here(jobs, ISAS[isa])
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM would import it, 2 s, for nothing
+
+    def end_without_parent() -> None:
+        if os.getppid() != parent:  # it was killed: leave no compiler behind
+            sys.exit(1)
+
+    compile_here(jobs, ISAS[isa], end_without_parent)
