@@ -142,6 +142,8 @@ class _Planner:
         shape = self.scan.params[node.inputs[1]].shape
         planar = str(attr(node, "layout")).startswith("NCHW") if node.op == "conv2d" else False
         axis = 3 if planar else 1
+        if axis == 1 and shape[1] % 2 and math.prod(shape[3:]) > 1 and attr(node, "groups") == 1:
+            return None  # an odd number of channels: pairs would straddle pixels, and no kernel profits
         return axis if self.pair_bound and shape[axis] > 1 else None
 
     def _read(self, value: str) -> tuple[str, QParams]:

@@ -117,3 +117,15 @@ def test_input_is_not_read_beyond_its_end(tmp_path: Path) -> None:
         whole = np.frombuffer(memory, np.uint8)
         libc.mprotect(whole.ctypes.data, len(memory), mmap.PROT_READ | mmap.PROT_WRITE)
         del array, whole
+
+
+def test_max_pool_of_minus_infinities() -> None:
+    many = ManyNodes()
+    window = {"kernel": (2, 2), "strides": (2, 2), "layout": "NHWC"}
+    name = many.add("max_pool2d", Sample((TensorType((1, 4, 4, 9)),), window))
+    (feed,) = many.feeds.values()
+    feed[...] = -np.inf
+    feed[0, 0, 0] = 1.0
+    with build(many.graph(), TARGETS[HERE[0]]) as artifact:
+        got = artifact.run(feed)[name]
+    assert (got[0, 0, 0] == 1.0).all() and (got[0, 1] == -np.inf).all()

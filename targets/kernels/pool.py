@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def emit_pool(spec: PoolSpec, name: str) -> Any:
 
     def pixel(x: Any, y: Any, image: Any, row: Any, col: Any, block: Any, valid: int) -> None:
         acc = emit.local(1, emit.vector(wide, spec.lanes))
-        empty: float | int = 0.0 if spec.kind == "avg" else (0 if wide == "int32" else -3.4028234663852886e38)
+        empty: float | int = 0.0 if spec.kind == "avg" else (0 if wide == "int32" else -math.inf)
         emit.store(acc, 0, emit.splat(empty, wide, spec.lanes))
         top, left = row * spec.strides[0] - spec.pads[0], col * spec.strides[1] - spec.pads[1]
 
