@@ -92,9 +92,11 @@ def test_forms_that_are_refused(text, message):
 @given(st.text(max_size=20))
 def test_any_text_is_parsed_or_refused(text):
     try:
-        parse_constraint(text)
-    except InputError:
-        pass
+        parsed = parse_constraint(text)
+    except InputError as error:
+        assert str(error), "a refusal says why"
+    else:
+        assert parsed.metric in METRICS
 
 
 @given(st.sampled_from(sorted(METRICS)), st.floats(1e-3, 1.0), st.data())

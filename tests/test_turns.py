@@ -45,7 +45,14 @@ def test_the_first_run_that_fails_is_the_one_reported(seed):
 def test_runs_overlap():
     """Two runs meet at a barrier, which one thread after the other would never pass."""
     barrier = threading.Barrier(2, timeout=20)
-    run_in_turns(4, 2, lambda run, turns: barrier.wait() and None, lambda run: None)
+    met = []
+
+    def meet(run: int, turns: object) -> None:
+        barrier.wait()
+        met.append(run)
+
+    run_in_turns(4, 2, meet, lambda run: None)
+    assert sorted(met) == [0, 1, 2, 3]
 
 
 def test_an_interrupt_stops_what_has_not_begun():
