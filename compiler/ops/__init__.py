@@ -4,6 +4,7 @@ from .activations import ACTIVATIONS
 from .conv import CONV2D
 from .elementwise import ELEMENTWISE
 from .linear import LINEAR, MATMUL
+from .norm import NORMS
 from .opdef import OpDef, Sample, TypeRuleError
 from .pool import POOLS
 from .quant import BATCH_NORM, DEQUANTIZE, QUANTIZE
@@ -13,5 +14,16 @@ __all__ = ["ACTIVATIONS", "OPS", "OpDef", "Sample", "TypeRuleError"]
 
 OPS: dict[str, OpDef] = {
     op.name: op
-    for op in (CONV2D, LINEAR, MATMUL, *ELEMENTWISE, *POOLS, *SHAPES, QUANTIZE, DEQUANTIZE, BATCH_NORM)
+    for op in (
+        CONV2D,
+        LINEAR,
+        MATMUL,
+        *ELEMENTWISE,
+        *NORMS,
+        *POOLS,
+        *SHAPES,
+        QUANTIZE,
+        DEQUANTIZE,
+        BATCH_NORM,
+    )
 }
