@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
-import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +19,7 @@ from .link import HEADER, hash64, link_library
 from .lower import lower
 from .objects import Progress, default_cache, kernel_objects
 from .program import Program
+from .scratch import scratch_folder, scratch_place
 from .target import Target
 
 LINKING = threading.Lock()
@@ -44,7 +43,7 @@ def build(
     `progress(done, total)` counts the kernels compiled. Raises UnsupportedError, TargetError, OutputError.
     When the target does not run here, use `write` instead.
     """
-    place = directory or Path(tempfile.gettempdir()) / f"bitsmith-{uuid.uuid4().hex}"
+    place = directory or scratch_place()
     write(graph, target, place, plan=plan, ledger=ledger, cache=cache, progress=progress)
     try:
         return open(place, temporary=directory is None)
@@ -82,8 +81,8 @@ def assemble(
 ) -> Path:
     """Link the library and write the artifact. Raises TargetError, OutputError."""
     try:
-        with LINKING, tempfile.TemporaryDirectory(prefix="bitsmith-build-") as scratch:
-            library = Path(scratch) / "model.so"
+        with LINKING, scratch_folder() as scratch:
+            library = scratch / "model.so"
             link_library(library, objects, program, hash64(weights), cache=cache)
             return write_artifact(directory, manifest, library=library, weights=weights, header=HEADER)
     except OutputError:

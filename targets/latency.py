@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from .kernels.pointwise import CopySpec
 from .lower import node_calls
 from .objects import Progress, default_cache, kernel_objects, toolchain
 from .program import Place, Program, Space, Step
+from .scratch import scratch_folder
 from .target import Target
 
 REPEATS = 30
@@ -86,9 +86,9 @@ def _measure(
         ledger=(),
         versions={},
     )
-    with tempfile.TemporaryDirectory(prefix="bitsmith-times-") as scratch:
+    with scratch_folder() as scratch:
         weights = np.zeros(program.weights_bytes, np.uint8)
-        place = assemble(program, manifest, objects, weights, Path(scratch) / "times", cache)
+        place = assemble(program, manifest, objects, weights, scratch / "times", cache)
         with open(place) as artifact:
             artifact.profile(repeats=3)
             runs: dict[str, list[float]] = {symbol: [] for symbol in calls}

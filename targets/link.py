@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from ..compiler.errors import TargetError
 from .emit_c import emit_model_c
 from .program import Program
+from .scratch import scratch_folder
 
 RUNTIME = Path(__file__).parent / "runtime"
 HEADER = RUNTIME / "bitsmith.h"
@@ -50,8 +50,7 @@ def link_library(
     runtime objects are kept in the directory `cache`. Raises TargetError if there is no compiler or it fails.
     """
     compiler = find_compiler(cc)
-    with tempfile.TemporaryDirectory(prefix="bitsmith-link-") as scratch:
-        work = Path(scratch)
+    with scratch_folder() as work:
         (work / "model.c").write_text(emit_model_c(program, weights_hash))
         (work / "exports.map").write_text(_VERSION_SCRIPT)
         _compile(compiler, work / "model.c", work / "model.o")

