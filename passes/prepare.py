@@ -21,6 +21,7 @@ from .fuse_residuals import fuse_residuals
 from .layout import move_channels_last
 from .pass_base import Pass, run_passes
 from .recognise_activations import recognise_activations
+from .recognise_norms import recognise_norms
 from .simplify_moves import simplify_moves
 
 PASSES = (
@@ -29,6 +30,7 @@ PASSES = (
     Pass("constants", fold_constants),
     Pass("simplify moves", simplify_moves),
     Pass("common subexpressions", merge_common_subexpressions),
+    Pass("recognise norms", recognise_norms),
     # 2. arithmetic into weights
     Pass("batch norm", fold_batch_norms),
     Pass("scale and shift", fold_scale_and_shift),
@@ -41,6 +43,7 @@ PASSES = (
     # 4. layout
     Pass("layout", move_channels_last),
     Pass("simplify moves after layout", simplify_moves),
+    Pass("recognise norms over channels", recognise_norms),  # these are the last axis now
     Pass("dead code at the end", remove_dead_code),
 )
 

@@ -25,6 +25,7 @@ from bitsmith.passes.fuse_activations import fuse_activations
 from bitsmith.passes.fuse_residuals import fuse_residuals
 from bitsmith.passes.layout import move_channels_last
 from bitsmith.passes.recognise_activations import recognise_activations
+from bitsmith.passes.recognise_norms import recognise_norms
 from bitsmith.passes.simplify_moves import simplify_moves
 
 FOLDER = Path(__file__).parent / "golden"
@@ -40,6 +41,7 @@ PASSES = {
     "fuse_residuals": fuse_residuals,
     "layout": move_channels_last,
     "recognise_activations": recognise_activations,
+    "recognise_norms": recognise_norms,
     "simplify_moves": simplify_moves,
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import InputError, ModelError, UnsupportedError
@@ -146,7 +147,8 @@ def _infer(model: Any, label: str) -> None:
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        with _broken_inference_hidden(model.graph):
+            inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         sizes = "; ".join(
             f"{v.name} [{', '.join(str(d.dim_value) for d in v.type.tensor_type.shape.dim)}]"
@@ -154,4 +156,21 @@ def _infer(model: Any, label: str) -> None:
         )
         what = re.sub(r"\[\w+Error\] ", "", first_line(error)).removeprefix("Inference error(s): ")
         raise ModelError(f"{label}: shapes or types do not fit, with inputs {sizes}: {what}") from None
+    for node, op in zip(inferred.graph.node, [node.op_type for node in model.graph.node], strict=True):
+        node.op_type = op
     model.CopyFrom(inferred)
+
+
+@contextmanager
+def _broken_inference_hidden(graph: Any) -> Iterator[None]:
+    """onnx cannot infer the type of a MeanVarianceNormalization, which is that of its input: its definition
+    as a function does not pass onnx's own checks. While types are inferred it stands as an Identity.
+    """
+    hidden = [node for node in graph.node if node.op_type == "MeanVarianceNormalization" and not node.domain]
+    for node in hidden:
+        node.op_type = "Identity"
+    try:
+        yield
+    finally:
+        for node in hidden:
+            node.op_type = "MeanVarianceNormalization"
