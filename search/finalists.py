@@ -7,7 +7,9 @@ allocation is
    more finalist.
 3. All are timed in turns with the float baseline in one run, and judged on the search samples and the
 held-out
-   ones together.
+   ones together. The baseline's median in this run turns all ratios into microseconds from here on. If that
+   changes which trials meet a bound in milliseconds, and so the finalists, these are taken in and all are
+   timed once more.
 4. `choose` names the winner. The baselines take part: nothing slower than them can win.
 """
 
@@ -58,6 +60,8 @@ class Final:
     def __init__(self, session: Session, problem: Problem | None) -> None:
         self.session, self.problem = session, problem
         self.builds: dict[str, Built] = {}
+        self._chosen: list[Candidate] = []
+        self._reverted: dict[str, frozenset[str]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Final:
@@ -69,22 +73,14 @@ class Final:
         self._stack.close()
 
     def decide(self) -> Verdict:
-        chosen = choose_finalists(self.session)
-        for i, candidate in enumerate(chosen):
-            self.session.progress("finalists", i, len(chosen))
-            self._build(candidate)
-        float_us, int8_us = self._layer_times(FLOAT), self._layer_times(INT8)
-        reverted: dict[str, frozenset[str]] = {}
-        for candidate in fastest_first(self.session, [c for c in chosen if c.feasible])[:GATED]:
-            gentler = self._gate(candidate, float_us)
-            if gentler is not None and all(gentler.int8_layers != c.int8_layers for c in chosen):
-                self._build(gentler)
-                chosen.append(gentler)
-                reverted[gentler.name] = candidate.int8_layers - gentler.int8_layers
-        finalists = self._measure(chosen)
+        self._add(choose_finalists(self.session))
+        finalists = self._measure()
+        if self._add(choose_finalists(self.session)):
+            finalists = self._measure()
         best, met = choose(self.session, finalists)
-        best_us = self._layer_times(best.name)
-        self.session.progress("finalists", len(chosen), len(chosen))
+        # At once after that run: the ledger's times of layers are of the same minute as its times of plans.
+        float_us, int8_us, best_us = (self._layer_times(name) for name in (FLOAT, INT8, best.name))
+        self.session.progress("finalists", len(finalists), len(finalists))
         return Verdict(
             tuple(finalists),
             best,
@@ -92,9 +88,27 @@ class Final:
             float_us,
             int8_us | {x: us for x, us in best_us.items() if x in best.int8_layers},
             best_us,
-            reverted.get(best.name, frozenset()),
+            self._reverted.get(best.name, frozenset()),
             self._additivity(finalists),
         )
+
+    def _add(self, candidates: Sequence[Candidate]) -> int:
+        """Compiles those that are not finalists yet, and what the gate makes of the fastest of them."""
+        known = {c.int8_layers for c in self._chosen}
+        fresh = [c for c in candidates if c.int8_layers not in known]
+        for i, candidate in enumerate(fresh):
+            self.session.progress("finalists", i, len(fresh))
+            self._build(candidate)
+        self._chosen += fresh
+        gated = fastest_first(self.session, [c for c in fresh if c.feasible])[:GATED]
+        float_us = self._layer_times(FLOAT) if gated else {}
+        for candidate in gated:
+            gentler = self._gate(candidate, float_us)
+            if gentler is not None and all(gentler.int8_layers != c.int8_layers for c in self._chosen):
+                self._build(gentler)
+                self._chosen.append(gentler)
+                self._reverted[gentler.name] = candidate.int8_layers - gentler.int8_layers
+        return len(fresh)
 
     def _build(self, candidate: Candidate) -> None:
         if candidate.name == FLOAT:
@@ -119,12 +133,13 @@ class Final:
         name = f"{candidate.name}-reverted"
         return replace(candidate, name=name, plan=self.session.plan(found.int8), origin="finalist")
 
-    def _measure(self, chosen: Sequence[Candidate]) -> list[Candidate]:
-        """All in one run, on all samples; feasible as these numbers say."""
-        session, evaluator = self.session, self.session.evaluator
+    def _measure(self) -> list[Candidate]:
+        """All in one run, on all samples; feasible as these numbers say. Fixes the scale of milliseconds."""
+        session, evaluator, chosen = self.session, self.session.evaluator, self._chosen
         self.session.progress("finalists", len(chosen) - 1, len(chosen))
         others = {c.name: self.builds[c.name] for c in chosen if c.name != FLOAT}
         times = session.latencies(others, FINAL_REPEATS, FINAL_SECONDS * (1 + len(others)))
+        session.rescale(times[FLOAT].median_us)
         measured = [
             replace(
                 c,
@@ -143,7 +158,7 @@ class Final:
 
     def _additivity(self, finalists: Sequence[Candidate]) -> tuple[Additivity, ...]:
         """The kernel table is of one thread: with more, the finalists are timed once more on one."""
-        measured = {c.name: c.latency.median_us for c in finalists}
+        measured = {c.name: c.latency_us for c in finalists}
         if self.session.settings.threads > 1:
             builds = {c.name: self.builds[c.name] for c in finalists}
             times = self.session.evaluator.latency(builds, repeats=30, seconds=1.0 * len(builds), threads=1)

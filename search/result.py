@@ -29,8 +29,8 @@ class Candidate:
     quality        against the float baseline; of trials on the search samples, of finalists on all
                    evaluation samples
     latency        of trials and finalists, each in turns with the float baseline
-    latency_us     what is compared: ratio to the float baseline in the same run x the baseline's reference
-                   time, so that the machine's drift between trials falls out
+    latency_us     what is compared, bounded and shown: ratio to the float baseline in the same run, times the
+                   baseline's median in the run that timed all finalists (search/session.py says more)
     size_bytes     of the artifact on disk
     predicted_us   sum of the kernel table for this plan, one thread; None when it was not asked for
     feasible       meets every constraint, with the margin of objectives.py

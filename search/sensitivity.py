@@ -58,7 +58,8 @@ def _run_changed(graph: Graph, variant: Graph, values: Mapping[str, Any]) -> dic
     fresh: dict[str, Any] = {}
     for node in variant.nodes:
         if not _same(graph, variant, node, fresh):
-            fresh[node.output] = run_node(variant, node, ChainMap(fresh, dict(values)))
+            results = run_node(variant, node, ChainMap(fresh, dict(values)))
+            fresh.update(zip(node.outputs, results, strict=True))
     return {v: (fresh[v] if v in fresh else values[v]).numpy() for v in variant.outputs}
 
 

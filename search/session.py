@@ -1,4 +1,10 @@
-"""One search under way: measuring single plans and remembering them."""
+"""One search under way: measuring single plans and remembering them.
+
+Every latency is measured as a ratio to the float baseline in the same run: between runs the machine drifts.
+In microseconds it is that ratio times what the baseline takes. While the search goes on, that is what it took
+in the very first run; at the end, what it takes in the one run that times all finalists (`rescale`). All that
+a finished search says of plans is on this second scale: constraints, tables, pictures and headline.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,7 @@ from .result import Candidate
 from .study import Proposal, Study
 
 TRIAL_REPEATS, TRIAL_SECONDS = 40, 1.5
-REFERENCE = "reference_us"  # the float baseline's time, under which all later ratios become microseconds
+REFERENCE = "reference_us"  # the float baseline's time in the first run of the study
 FLOAT, INT8 = "float32", "int8"
 
 
@@ -44,6 +50,7 @@ class Session:
     notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _baseline: Built | None = None
+    _float_us: float | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -163,12 +170,19 @@ class Session:
         return dict(measured)
 
     def normalised(self, latency: Latency) -> float:
-        """Microseconds as if the float baseline had taken its reference time."""
-        reference = self.study.recall(REFERENCE)
+        """Microseconds on the scale that holds now."""
+        reference = self._float_us or self.study.recall(REFERENCE)
         if reference is None:
             reference = latency.median_us / latency.ratio_to_first
             self.study.remember(REFERENCE, reference)
         return float(reference) * latency.ratio_to_first
+
+    def rescale(self, float_us: float) -> None:
+        """From now on the float baseline takes so many microseconds; all candidates are judged anew."""
+        self._float_us = float_us
+        scaled = {k: replace(c, latency_us=self.normalised(c.latency)) for k, c in self.candidates.items()}
+        self.candidates = scaled  # before they are judged: a bound may be relative to the baseline among them
+        self.candidates = {k: self.judged(c) for k, c in scaled.items()}
 
 
 def pareto(candidates: Sequence[Candidate], objectives: Sequence[str]) -> list[Candidate]:

@@ -156,6 +156,51 @@ def test_drift_between_trials_falls_out():
         assert candidate.latency_us == pytest.approx(scale * network.true_us(candidate.plan))
 
 
+class Slowing(Synthetic):
+    """The machine is `slower` times as slow from the first joint run of the finalists on."""
+
+    slower = 1.3
+
+    def latency(self, builds, *, repeats, seconds, threads=None):
+        measured = super().latency(builds, repeats=repeats, seconds=seconds, threads=threads)
+        if len(builds) > 2:
+            self.joint = True
+        drift = self.slower if getattr(self, "joint", False) else 1.0
+        scale = drift * self.true_us(builds["float32"].plan) / measured["float32"].median_us
+        return {
+            name: replace(t, median_us=t.median_us * scale, spread_us=t.spread_us * scale)
+            for name, t in measured.items()
+        }
+
+
+@pytest.mark.parametrize("slower", [0.8, 1.0, 1.3])
+def test_milliseconds_are_those_of_the_joint_run_everywhere(slower):
+    network = Slowing(count=10)
+    network.slower = slower
+    result = run_search(network, asked("kl<=0.02", "latency<=520us", trials=16))
+    for c in (*result.trials, *result.front, *result.baselines, result.best):
+        assert c.latency_us == pytest.approx(slower * network.true_us(c.plan))
+        within = network.true_us(c.plan) * slower <= 520 and c.quality.kl <= 0.02
+        assert c.feasible == within, c.name
+    for c in (*result.baselines, result.best):  # the joint run's own medians are the same numbers
+        assert c.latency_us == pytest.approx(c.latency.median_us)
+    assert result.met == any(c.feasible for c in (*result.trials, result.best))
+
+
+def test_finalists_are_taken_in_when_only_the_joint_run_shows_that_they_are_needed():
+    """Best in quality within the bound: all that were when the search went on are beyond it at the end."""
+    network = Slowing(count=10)
+    bound = 0.9 * network.true_us(network.base_plan)
+    limits = asked(f"latency<={bound}us", "kl<=1", objectives=("quality",), trials=40)
+    result = run_search(network, limits)
+    on_the_old_scale = [c for c in result.trials if network.true_us(c.plan) <= bound]
+    assert any(1.3 * network.true_us(c.plan) > bound for c in on_the_old_scale)
+    assert result.met and 1.3 * network.true_us(result.best.plan) <= bound
+    joint = [names for kind, names, *_ in (x for x in network.log if x[0] == "latency") if len(names) > 2]
+    assert len(joint) == 2 and set(joint[0]) < set(joint[1])
+    assert all(built.closed for built in network.built)
+
+
 def test_no_plan_is_compiled_for_a_trial_twice():
     network = Synthetic(count=4)
     result = run_search(network, asked("kl<=10", trials=200))

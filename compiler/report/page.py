@@ -85,17 +85,17 @@ def _summary(result: SearchResult) -> dict[str, Any]:
     best, base, uniform = result.best, result.float32, result.int8
     measure = tables.qualities(result)[0]
     layers = len(result.ledger)
-    took = best.latency.median_us  # the last measurement, of all three in one run
+    took = best.latency_us
     verdict = (
         f"The chosen plan, {best.name}, makes {len(best.int8_layers)} of {_count(layers, 'layer')} int8. "
-        f"One run takes {took / 1e3:.3f} ms: {base.latency.median_us / took:.2f} times as "
-        f"fast as float32 and {uniform.latency.median_us / took:.2f} times as fast as uniform int8."
+        f"One run takes {took / 1e3:.3f} ms: {base.latency_us / took:.2f} times as "
+        f"fast as float32 and {uniform.latency_us / took:.2f} times as fast as uniform int8."
     )
     tiles = (
         (
             "latency",
             f"{took / 1e3:.3f} ms",
-            f"± {best.latency.spread_us / 2e3:.3f}; float {base.latency.median_us / 1e3:.3f}",
+            f"± {tables.half_spread(best) / 1e3:.3f}; float {base.latency_us / 1e3:.3f}",
         ),
         (
             "size on disk",

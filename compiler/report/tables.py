@@ -158,7 +158,11 @@ def candidate_heads(result: SearchResult) -> tuple[Head, ...]:
             help="baseline: uniform; allocation: exact, from the tables; optuna: the sampler's proposal",
         ),
         Head("int8 layers"),
-        Head("latency ms", help="median of one run, with half the interquartile range"),
+        Head(
+            "latency ms",
+            help="of one run, with half the interquartile range: the ratio to float32, measured in turns "
+            "with it, times float32's median in the run at the end that timed all finalists",
+        ),
         Head("of float", help="median latency as a share of the float model's"),
         Head("predicted ms", help="sum of the layers' kernel times"),
         Head("size kB", help="bytes on disk: library, weights and manifest"),
