@@ -47,29 +47,30 @@ def _couple(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
     return same_axes(types, attrs)[:-1]
 
 
-def _filled(x: Any, value: float) -> Any:
-    """A relax constant with one number per element of the last axis."""
-    import numpy as np
+def _relax_scaled(x: Any, eps: float) -> Any:
+    """x / sqrt(mean(x^2) + eps) in relax, whose own operators insist on a gamma."""
     from tvm import relax
 
-    return relax.const(np.full(int(x.ty.shape[-1]), value, np.float32))
+    op = relax.op
+    square = op.mean(op.multiply(x, x), axis=-1, keepdims=True)
+    return op.multiply(x, op.rsqrt(op.add(square, relax.const(eps, "float32"))))
 
 
 def _relax_layer_norm(args: Sequence[Any], attrs: Attrs) -> Any:
     from tvm import relax
 
     x, gamma, beta = (*args, None, None)[:3]
-    gamma = _filled(x, 1.0) if gamma is None else gamma
-    beta = _filled(x, 0.0) if beta is None else beta
-    return relax.op.nn.layer_norm(x, gamma, beta, axes=[-1], epsilon=attrs["eps"])
+    y = _relax_scaled(relax.op.subtract(x, relax.op.mean(x, axis=-1, keepdims=True)), attrs["eps"])
+    y = y if gamma is None else relax.op.multiply(y, gamma)
+    return y if beta is None else relax.op.add(y, beta)
 
 
 def _relax_rms_norm(args: Sequence[Any], attrs: Attrs) -> Any:
     from tvm import relax
 
     x, gamma = (*args, None)[:2]
-    gamma = _filled(x, 1.0) if gamma is None else gamma
-    return relax.op.nn.rms_norm(x, gamma, axes=[-1], epsilon=attrs["eps"])
+    y = _relax_scaled(x, attrs["eps"])
+    return y if gamma is None else relax.op.multiply(y, gamma)
 
 
 LAYER_NORM = OpDef(
