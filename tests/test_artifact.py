@@ -151,6 +151,29 @@ def test_wrong_names_and_counts_are_refused(artifact: Artifact) -> None:
 def test_bad_thread_counts_are_refused(artifact: Artifact, threads: Any) -> None:
     with pytest.raises(InputError, match=f"from 1 to 256, got {threads!r}"):
         artifact.set_threads(threads)
+    with pytest.raises(InputError, match=f"from 1 to 256, got {threads!r}"):
+        artifact.run_threads(threads, *tiny.inputs())
+
+
+def test_threads_of_one_call_are_for_that_call(artifact: Artifact) -> None:
+    before, tasks = artifact.run(*tiny.inputs()), len(os.listdir("/proc/self/task"))
+    for threads in (3, 1, 2):
+        after = artifact.run_threads(threads, *tiny.inputs())
+        np.testing.assert_array_equal(after["z"], before["z"])
+        assert artifact.threads == 1
+    assert len(os.listdir("/proc/self/task")) == tasks + 2
+    artifact.set_threads(1)
+    assert len(os.listdir("/proc/self/task")) == tasks
+
+
+def test_an_older_library_has_no_threads_for_one_call(artifact: Artifact) -> None:
+    artifact._native._run_threads = None  # what opening one finds
+    with pytest.raises(ArtifactError, match="compile it again, or use set_threads"):
+        artifact.run_threads(2, *tiny.inputs())
+    artifact.set_threads(2)
+    np.testing.assert_allclose(
+        artifact.run(*tiny.inputs())["z"], tiny.reference(*tiny.inputs())["z"], atol=1e-4
+    )
 
 
 def test_profile_names_every_step(artifact: Artifact) -> None:

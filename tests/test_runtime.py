@@ -166,6 +166,56 @@ def test_sleeping_workers_wake_for_the_next_run(library: Library, model: ctypes.
         np.testing.assert_array_equal(result(library, model)[0], want[0])
 
 
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_nobody_waits_for_a_thread_that_is_held_up(tools: tiny.Toolbox, tmp_path: Path, threads: int) -> None:
+    """Whoever is free takes over what a busy thread has not begun: here task 3, while task 2 waits for it."""
+    library = Library(tools.library(tiny.waiting_program(), b""))
+    (tmp_path / "none").write_bytes(b"")
+    code, model = library.open(tmp_path / "none")
+    assert code == OK, library.message
+    assert library.c.bitsmith_set_threads(model, threads) == OK
+    for _ in range(50):
+        done = np.zeros(4, np.int32)
+        assert library.run(model, [], [done]) == OK
+        assert done.tolist() == [1, 2, 3, 4]
+    library.c.bitsmith_close(model)
+
+
+def test_threads_on_one_core_still_finish(library: Library, weights: Path) -> None:
+    _, model = library.open(weights)
+    want, cores = result(library, model), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert library.c.bitsmith_set_threads(model, 4) == OK  # they inherit the one core
+        for _ in range(50):
+            np.testing.assert_array_equal(result(library, model)[0], want[0])
+    finally:
+        os.sched_setaffinity(0, cores)
+        library.c.bitsmith_close(model)
+
+
+def test_threads_of_one_call(library: Library, weights: Path) -> None:
+    def count() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    before = count()
+    _, model = library.open(weights)
+    want, arrays = result(library, model), list(tiny.inputs())
+    inputs = pointers(arrays)
+    for threads, running in ((1, 0), (3, 2), (2, 2), (1, 2), (4, 3)):
+        outputs = fresh_outputs()
+        assert library.c.bitsmith_run_threads(model, inputs, pointers(outputs), threads) == OK
+        np.testing.assert_array_equal(outputs[0], want[0])
+        assert count() - before == running
+        assert library.c.bitsmith_threads(model) == 1  # what later runs use is as before
+    assert library.c.bitsmith_set_threads(model, 1) == OK
+    assert count() == before
+    for threads in (0, -1, 257):
+        code = library.c.bitsmith_run_threads(model, inputs, pointers(fresh_outputs()), threads)
+        assert code == BAD_ARGUMENT and f"not {threads}" in library.message
+    library.c.bitsmith_close(model)
+
+
 def test_profile_times_every_step(library: Library, model: ctypes.c_void_p) -> None:
     times, outputs = np.full(4, 2**63, np.uint64), fresh_outputs()
     start = time.perf_counter_ns()

@@ -36,6 +36,13 @@ void k_hold(volatile int32_t *x, volatile int32_t *y, int32_t begin, int32_t end
     while (!x[0]) {}
     y[1] = x[0];
 }
+/* Task 2 waits, some seconds at most, for task 3. */
+void k_after(volatile int32_t *y, int32_t begin, int32_t end) {
+    for (int32_t i = begin; i < end; i++) {
+        for (int64_t n = 0; i == 2 && !y[3] && n < INT64_C(2000000000); n++) {}
+        y[i] = i == 2 && !y[3] ? -1 : i + 1;
+    }
+}
 """
 ODD_LAYER = 'stage "1"\\conv ü\n??/'
 
@@ -95,6 +102,13 @@ def holding_program() -> Program:
     step = Step("hold", "k_hold", (_place("input"), _place("output")), 1)
     flags = TensorSpec("go", (4,), "int32")
     return Program("holding", (flags,), (TensorSpec("state", (4,), "int32"),), (step,), 0, 0, ())
+
+
+def waiting_program() -> Program:
+    """Four tasks, of which number 2 ends only when number 3 is done; output[i] is i + 1, or -1 for a wait in
+    vain."""
+    step = Step("after", "k_after", (_place("output"),), 4)
+    return Program("waiting", (), (TensorSpec("done", (4,), "int32"),), (step,), 0, 0, ())
 
 
 def picture_program() -> tuple[Program, bytes, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +36,13 @@ class Native:
     """
 
     def __init__(self, directory: Path, target: str) -> None:
+        self.directory = directory
         self._lock = threading.Lock()
         self._model = ctypes.c_void_p()
         try:
             self._library = ctypes.CDLL(_unique_spelling(directory / LIBRARY), mode=ctypes.RTLD_LOCAL)
             _declare(self._library)
+            self._run_threads = _run_threads(self._library)
         except (OSError, AttributeError) as error:
             raise ArtifactError(
                 f"{directory / LIBRARY} does not load: {error}. It was compiled for target {target!r}; "
@@ -73,18 +75,40 @@ class Native:
         with self._lock:
             self._check(self._library.bitsmith_set_threads(self._opened(), threads))
 
-    def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-        """Fills `outputs`. All arrays contiguous, aligned, of the model's types and shapes."""
+    def run(
+        self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], threads: int | None = None
+    ) -> None:
+        """Fills `outputs`. Arrays are contiguous, of the model's types and shapes, outputs aligned; inputs
+        that are not are copied. `threads` is for this call; None: as many as `set_threads` said.
+        """
+        readable, given = _aligned(inputs)
+        made = _pointers(_addresses(outputs))
         with self._lock:
-            self._check(self._library.bitsmith_run(self._opened(), _pointers(inputs), _pointers(outputs)))
+            if threads is None:
+                self._check(self._library.bitsmith_run(self._opened(), given, made))
+            else:
+                self._check(self._of_call()(self._opened(), given, made, threads))
+        del readable  # alive until here: `given` points into them
+
+    def _of_call(self) -> Callable[..., int]:
+        """The function that takes threads for one call; libraries from before it exist."""
+        if self._run_threads is None:
+            raise ArtifactError(
+                f"{self.directory}: this artifact was compiled before threads could be given for one call: "
+                "compile it again, or use set_threads"
+            )
+        return self._run_threads
 
     def profile(
         self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], step_ns: np.ndarray
     ) -> None:
         """The same, and writes nanoseconds of each step to `step_ns`, uint64[steps]."""
+        readable, given = _aligned(inputs)
+        made = _pointers(_addresses(outputs))
         with self._lock:
-            pointers = _pointers(inputs), _pointers(outputs), ctypes.c_void_p(step_ns.ctypes.data)
-            self._check(self._library.bitsmith_profile(self._opened(), *pointers))
+            times = ctypes.c_void_p(step_ns.ctypes.data)
+            self._check(self._library.bitsmith_profile(self._opened(), given, made, times))
+        del readable
 
     def close(self) -> None:
         with self._lock:
@@ -126,8 +150,29 @@ def _unique_spelling(path: Path) -> str:
     return f"{path.parent}{''.join('/.' if bit == '1' else '/' for bit in f'{inode:b}')}/{path.name}"
 
 
-def _pointers(arrays: Sequence[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(arrays))(*(array.__array_interface__["data"][0] for array in arrays))
+def _aligned(arrays: Sequence[np.ndarray]) -> tuple[Sequence[np.ndarray], ctypes.Array[ctypes.c_void_p]]:
+    """The arrays, copied if the library could not read them in place, and pointers to them."""
+    addresses = _addresses(arrays)
+    if any(address % ALIGNMENT for address in addresses):
+        arrays = [array.copy() for array in arrays]
+        addresses = _addresses(arrays)
+    return arrays, _pointers(addresses)
+
+
+def _addresses(arrays: Sequence[np.ndarray]) -> list[int]:
+    return [array.__array_interface__["data"][0] for array in arrays]
+
+
+def _pointers(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def _run_threads(library: ctypes.CDLL) -> Callable[..., int] | None:
+    function = getattr(library, "bitsmith_run_threads", None)
+    if function is not None:
+        pointer, number = ctypes.c_void_p, ctypes.c_int32
+        function.restype, function.argtypes = number, (pointer, pointer, pointer, number)
+    return function
 
 
 def _declare(library: ctypes.CDLL) -> None:

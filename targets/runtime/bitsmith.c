@@ -157,17 +157,20 @@ static int32_t replace_pool(bitsmith_model *m, int32_t threads) {
     if (code) return code;
     bs_pool_free(m->pool);
     m->pool = next;
-    m->threads = threads;
     return BITSMITH_OK;
 }
 
+static int32_t check_threads(int32_t threads) {
+    if (threads >= 1 && threads <= BITSMITH_MAX_THREADS) return BITSMITH_OK;
+    return bs_fail(BITSMITH_BAD_ARGUMENT, "threads must be 1 to %d, not %d", BITSMITH_MAX_THREADS, threads);
+}
+
 int32_t bitsmith_set_threads(bitsmith_model *m, int32_t threads) {
-    if (!m || threads < 1 || threads > BITSMITH_MAX_THREADS)
-        return bs_fail(BITSMITH_BAD_ARGUMENT, "threads must be 1 to %d, not %d", BITSMITH_MAX_THREADS,
-                       threads);
-    int32_t code = enter(m);
+    int32_t code = m ? check_threads(threads) : bs_fail(BITSMITH_BAD_ARGUMENT, "the model is null");
+    if (!code) code = enter(m);
     if (code) return code;
     code = replace_pool(m, threads);
+    if (!code) m->threads = threads;
     atomic_store(&m->busy, 0);
     return code;
 }
@@ -184,13 +187,14 @@ static int32_t check_buffers(const char *what, const void *const *buffers, int32
     return BITSMITH_OK;
 }
 
-static uint64_t now_ns(void) {
+uint64_t bs_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static int32_t execute(bitsmith_model *m, const void *const *inputs, void *const *outputs,
+/* `threads` 0: as many as bitsmith_set_threads said. A pool that is too small is replaced by one that stays. */
+static int32_t execute(bitsmith_model *m, const void *const *inputs, void *const *outputs, int32_t threads,
                        uint64_t *step_ns) {
     int32_t code = m ? check_buffers("input", inputs, MODEL->input_count, MODEL->inputs)
                      : bs_fail(BITSMITH_BAD_ARGUMENT, "the model is null");
@@ -198,13 +202,15 @@ static int32_t execute(bitsmith_model *m, const void *const *inputs, void *const
         code = check_buffers("output", (const void *const *)outputs, MODEL->output_count, MODEL->outputs);
     if (!code) code = enter(m);
     if (code) return code;
-    if (m->pool && !bs_pool_alive(m->pool)) code = replace_pool(m, m->threads);
+    if (!threads) threads = m->threads;
+    if (threads > bs_pool_threads(m->pool) || (m->pool && !bs_pool_alive(m->pool)))
+        code = replace_pool(m, threads > m->threads ? threads : m->threads);
     const bs_frame frame = {m->arena, m->weights, inputs, outputs};
-    uint64_t start = step_ns && !code ? now_ns() : 0;
+    uint64_t start = step_ns && !code ? bs_now_ns() : 0;
     for (int32_t i = 0; !code && i < MODEL->step_count; i++) {
-        bs_pool_run(m->pool, &MODEL->steps[i], &frame);
+        bs_pool_run(m->pool, threads, &MODEL->steps[i], &frame);
         if (!step_ns) continue;
-        uint64_t end = now_ns();
+        uint64_t end = bs_now_ns();
         step_ns[i] = end - start;
         start = end;
     }
@@ -213,13 +219,19 @@ static int32_t execute(bitsmith_model *m, const void *const *inputs, void *const
 }
 
 int32_t bitsmith_run(bitsmith_model *m, const void *const *inputs, void *const *outputs) {
-    return execute(m, inputs, outputs, NULL);
+    return execute(m, inputs, outputs, 0, NULL);
+}
+
+int32_t bitsmith_run_threads(bitsmith_model *m, const void *const *inputs, void *const *outputs,
+                             int32_t threads) {
+    int32_t code = check_threads(threads);
+    return code ? code : execute(m, inputs, outputs, threads, NULL);
 }
 
 int32_t bitsmith_profile(bitsmith_model *m, const void *const *inputs, void *const *outputs,
                          uint64_t *step_ns) {
     if (!step_ns) return bs_fail(BITSMITH_BAD_ARGUMENT, "step_ns is null");
-    return execute(m, inputs, outputs, step_ns);
+    return execute(m, inputs, outputs, 0, step_ns);
 }
 
 /* ---- description ---- */

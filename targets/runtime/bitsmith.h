@@ -82,7 +82,12 @@ int32_t bitsmith_threads(const bitsmith_model *model);
  * of its `bytes`; outputs must not overlap each other or an input. */
 int32_t bitsmith_run(bitsmith_model *model, const void *const *inputs, void *const *outputs);
 
-/* The same, and writes the time of each step, in nanoseconds, to `step_ns` (bitsmith_step_count entries). */
+/* The same on so many threads, whatever bitsmith_set_threads said; later runs are as before. Threads that the
+ * instance lacks are started, and kept for the next such call until bitsmith_set_threads or bitsmith_close. */
+int32_t bitsmith_run_threads(bitsmith_model *model, const void *const *inputs, void *const *outputs,
+                             int32_t threads);
+
+/* The same as bitsmith_run, and writes the time of each step, in nanoseconds, to `step_ns` (bitsmith_step_count entries). */
 int32_t bitsmith_profile(bitsmith_model *model, const void *const *inputs, void *const *outputs,
                          uint64_t *step_ns);
 
