@@ -59,6 +59,7 @@ class Artifact:
         self.manifest = manifest
         self._native = native
         self._signature = tuple((spec, np.dtype(spec.dtype)) for spec in manifest.inputs)
+        self._results = tuple((spec.name, spec.shape, np.dtype(spec.dtype)) for spec in manifest.outputs)
         self._release = weakref.finalize(self, _release, native, delete)
 
     @property
@@ -121,7 +122,7 @@ class Artifact:
     ) -> dict[str, np.ndarray]:
         inputs, outputs = self._bind(arrays, named), self._fresh_outputs()
         self._native.run(inputs, outputs, threads)
-        return {spec.name: array for spec, array in zip(self.outputs, outputs, strict=True)}
+        return {name: array for (name, _, _), array in zip(self._results, outputs, strict=True)}
 
     def profile(self, /, *arrays: np.ndarray, repeats: int = 20, **named: np.ndarray) -> list[StepTime]:
         """The median time of each step over `repeats` runs, after one to warm up. Inputs as for `run`."""
@@ -175,7 +176,7 @@ class Artifact:
         return (*arrays, *(named[name] for name in names[len(arrays) :]))
 
     def _fresh_outputs(self) -> list[np.ndarray]:
-        return [np.empty(spec.shape, spec.dtype) for spec in self.outputs]
+        return [np.empty(shape, dtype) for _, shape, dtype in self._results]
 
 
 def _check_threads(threads: int) -> None:
