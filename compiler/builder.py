@@ -55,18 +55,37 @@ class GraphBuilder:
         output: str | None = None,
         **attrs: AttrValue,
     ) -> str:
-        """Append a node and return its output's name. Raises TypeRuleError when a rule is broken.
+        """Append a node and return its (first) output's name. Raises TypeRuleError when a rule is broken.
 
         `name` is the layer's name, by default the output's; attributes that equal their default are left out.
+        """
+        return self.add_all(op, inputs, name=name, outputs=(output,) if output else (), **attrs)[0]
+
+    def add_all(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        *,
+        name: str | None = None,
+        outputs: Sequence[str] = (),
+        **attrs: AttrValue,
+    ) -> tuple[str, ...]:
+        """Append a node that may have several outputs and return their names.
+
+        Those that `outputs` does not name are called after the first, with their number behind it.
         """
         definition = OPS[op]
         kinds = [self.types[v] if v else None for v in inputs]
         types = definition.infer_types(kinds, definition.complete(attrs))
-        output = self.fresh(output or name or f"{op}_{len(self.nodes)}")
+        first = (outputs or (name or f"{op}_{len(self.nodes)}",))[0]
+        wanted = [*(outputs or (first,)), *(f"{first}.{i}" for i in range(max(len(outputs), 1), len(types)))]
+        names = []
+        for value, kind in zip(wanted, types, strict=True):
+            names.append(self.fresh(value))
+            self.types[names[-1]] = kind
         kept = {k: v for k, v in attrs.items() if v != definition.attrs[k]}
-        self.nodes.append(Node(name or output, op, tuple(inputs), (output,), types, kept))
-        self.types[output] = types[0]
-        return output
+        self.nodes.append(Node(name or names[0], op, tuple(inputs), tuple(names), types, kept))
+        return tuple(names)
 
     def finish(self, outputs: Sequence[str]) -> Graph:
         """The graph, verified."""

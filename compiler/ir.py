@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     import networkx
 
 AttrValue = int | float | str | bool | tuple[int, ...] | tuple[float, ...]
-DTYPES = ("float32", "uint8", "int8", "int32", "int64", "bool")
+FLOATS = ("float32", "float64", "float16")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+DTYPES = (*FLOATS, *INTEGERS, "bool")
+"""numpy's names of the element types. float16 is only stored: `cast` reads and writes it."""
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,11 @@ def run_reference(
             observe(name, array)
     last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.inputs}
     for i, node in enumerate(graph.nodes):
-        values[node.output] = run_node(graph, node, values)
-        if observe:
-            observe(node.output, values[node.output].numpy())
+        results = run_node(graph, node, values)
+        for value, tensor in zip(node.outputs, results, strict=True):
+            values[value] = tensor
+            if observe:
+                observe(value, tensor.numpy())
         for v in node.inputs:
             if last_use[v] == i and v not in graph.outputs:
                 values.pop(v, None)
@@ -50,11 +52,12 @@ def _value(graph: Graph, name: str, values: Mapping[str, Any]) -> Any:
     return values[name] if name in values else torch.from_numpy(np.array(graph.params[name]))
 
 
-def run_node(graph: Graph, node: Node, values: Mapping[str, Any]) -> Any:
-    """One node on torch tensors; parameters are looked up in the graph."""
+def run_node(graph: Graph, node: Node, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The outputs of one node on torch tensors; parameters are looked up in the graph."""
     import torch
 
     op = OPS[node.op]
     args = [_value(graph, v, values) if v else None for v in node.inputs]
     with torch.no_grad():
-        return op.reference(args, op.complete(node.attrs)).contiguous()
+        result = op.reference(args, op.complete(node.attrs))
+    return tuple(t.contiguous() for t in (result if isinstance(result, tuple) else (result,)))

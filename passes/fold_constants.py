@@ -21,8 +21,9 @@ def fold_constants(graph: Graph) -> Graph:
 
 def _fold(scan: Scan, node: Node) -> Node | None:
     constant = all(not v or v in scan.params for v in node.inputs)
-    if not constant or node.output in scan.graph.outputs:
+    if not constant or any(value in scan.graph.outputs for value in node.outputs):
         return node
     current = scan.graph.with_nodes((), params=scan.params)
-    scan.params[node.output] = run_node(current, node, {}).numpy()
+    for value, tensor in zip(node.outputs, run_node(current, node, {}), strict=True):
+        scan.params[value] = tensor.numpy()
     return None

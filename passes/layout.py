@@ -21,7 +21,8 @@ from typing import Any
 
 from ..compiler.ir import AttrValue, Graph, Node
 from ..compiler.ops import ACTIVATIONS
-from ..compiler.ops.elementwise import BINARIES, FUNCTIONS
+from ..compiler.ops.compare import COMPARISONS
+from ..compiler.ops.elementwise import BINARIES, FUNCTIONS, QUOTIENTS
 from .scan import Scan, attr
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -29,8 +30,8 @@ MOVED_AXIS = (0, 3, 1, 2)  # axis of NCHW -> its place in NHWC
 STEM_CHANNELS = 4  # up to here a convolution gathers from NCHW as cheaply as a transpose would
 
 ANCHORS = ("conv2d", "max_pool2d", "avg_pool2d")
-POINTWISE = (*(name for name in ACTIVATIONS if name != "none"), *(name for name, *_ in FUNCTIONS))
-BINARY = (*(name for name, *_ in BINARIES), "add")
+POINTWISE = (*(name for name in ACTIVATIONS if name != "none"), *(row[0] for row in FUNCTIONS), "cast")
+BINARY = (*(row[0] for row in (*BINARIES, *QUOTIENTS, *COMPARISONS)), "add", "where")  # they broadcast
 PER_AXIS = ("pad", "slice")  # attributes are tuples with one entry per axis
 ONE_AXIS = ("concat", "softmax")  # attribute `axis`
 REDUCTIONS = ("reduce_mean", "reduce_sum", "reduce_max")

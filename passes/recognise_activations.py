@@ -68,7 +68,7 @@ def _value_and_number(scan: Scan, node: Node) -> tuple[str, float | None]:
 
 def _clip(scan: Scan, node: Node) -> Node | None:
     x, number = _value_and_number(scan, node)
-    if number is None or scan.types[x] != node.type:
+    if number is None or scan.types[x] != node.type or node.type.dtype != "float32":
         return None
     side = "lo" if node.op == "maximum" else "hi"
     return scan.make(node.name, "clip", (x,), node.output, {side: number})

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from ..compiler.errors import InternalError, UnsupportedError
 from ..compiler.ir import Graph, Node, TensorType
 from ..compiler.ops import OPS
-from .call import KernelCall, Operand, Temporary
+from .call import KernelCall, Operand, Temporary, Weights
 from .kernels.pointwise import CopySpec
 from .relax_quantised import relax_expression
 from .tir import COMPILING
@@ -30,12 +32,13 @@ def relax_calls(graph: Graph, node: Node) -> tuple[KernelCall, ...]:
     """The node's calls, usually one. Raises UnsupportedError when Relax has no lowering for it."""
     types = tuple(graph.type_of(v) if v else None for v in node.inputs)
     attrs = tuple(OPS[node.op].complete(node.attrs).items())
-    steps = lower_node(node.op, types, attrs)
+    steps, constants = lower_node(node.op, types, attrs)
     inputs = [v for v in node.inputs if v]
     if not steps:  # the node changes nothing
         copy = CopySpec(node.type.nbytes)
         return (KernelCall(copy, (inputs[0], node.output), copy.tasks),)
     operands: dict[str, Operand] = {f"x{i}": v for i, v in enumerate(inputs)}
+    operands.update((name, Weights(a.nbytes, lambda a=a: a)) for name, a in constants.items())  # type: ignore[misc]
     calls = []
     for index, (_, reads, writes, kind) in enumerate(steps):
         final = index == len(steps) - 1
@@ -47,15 +50,18 @@ def relax_calls(graph: Graph, node: Node) -> tuple[KernelCall, ...]:
 
 def emit_relax(spec: RelaxSpec, name: str) -> Any:
     """The PrimFunc of one call, renamed."""
-    function = lower_node(spec.op, spec.types, spec.attrs)[spec.index][0]
+    function = lower_node(spec.op, spec.types, spec.attrs)[0][spec.index][0]
     return _plain(function, name)
 
 
 @lru_cache(maxsize=512)
 def lower_node(
     op: str, types: tuple[TensorType | None, ...], attrs: tuple[tuple[str, Any], ...]
-) -> tuple[tuple[Any, tuple[str, ...], str, TensorType], ...]:
-    """(PrimFunc, names it reads, name it writes, type written) of each call in order; inputs: x0, x1, ..."""
+) -> tuple[tuple[tuple[Any, tuple[str, ...], str, TensorType], ...], dict[str, np.ndarray]]:
+    """(PrimFunc, names it reads, name it writes, type written) of each call in order, and constants by name.
+
+    The inputs are called x0, x1, ...
+    """
     if OPS[op].relax is None:
         shown = ", ".join(str(t) for t in types if t)
         raise UnsupportedError(f"no kernel computes {op}({shown}) on this target")
@@ -81,10 +87,11 @@ def lower_node(
             relax.transform.DeadCodeElimination(["main"]),
         ]
         module = tvm.ir.transform.Sequential(passes)(builder.get())
-    return tuple(_calls(module))
+    constants: dict[str, np.ndarray] = {}
+    return tuple(_calls(module, constants)), constants
 
 
-def _calls(module: Any) -> Any:
+def _calls(module: Any, constants: dict[str, np.ndarray]) -> Any:
     """Walk the Relax function; anything but calls of TIR functions is a bug of ours."""
     from tvm import relax, tirx
 
@@ -98,12 +105,20 @@ def _calls(module: Any) -> Any:
             if not isinstance(value, relax.Call) or value.op.name != "relax.call_tir":
                 raise InternalError(f"Relax left {value} where a kernel was expected")
             names[binding.var] = binding.var.name
-            reads = tuple(names[a] for a in value.args[1])
+            reads = tuple(_operand_name(a, names, constants) for a in value.args[1])
             ty = binding.var.ty if hasattr(binding.var, "ty") else value.sinfo_args[0]
             kind = TensorType(tuple(int(d) for d in ty.shape), str(ty.dtype))
             function = module[value.args[0]]
             assert isinstance(function, tirx.PrimFunc)
             yield function, reads, names[binding.var], kind
+
+
+def _operand_name(operand: Any, names: dict[Any, str], constants: dict[str, np.ndarray]) -> str:
+    if operand in names:
+        return names[operand]
+    name = f"constant{len(constants)}"
+    constants[name] = operand.value.numpy()
+    return name
 
 
 def _plain(function: Any, name: str) -> Any:

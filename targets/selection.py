@@ -212,7 +212,7 @@ def _dequantize(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Kernel
 
 def _add(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
     kinds = [graph.type_of(v) for v in node.inputs]
-    if kinds[0].shape != kinds[1].shape:
+    if kinds[0].shape != kinds[1].shape or not {k.dtype for k in kinds} <= {"float32", "uint8"}:
         return None
     inputs = tuple((k.dtype, a[f"{w}_scale"], a[f"{w}_zero"]) for k, w in zip(kinds, "ab", strict=True))
     rest = {k: a[k] for k in ("act", "lo", "hi", "alpha", "y_inv", "y_zero", "out_dtype")}

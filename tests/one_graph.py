@@ -11,14 +11,15 @@ from bitsmith.compiler.ir import Graph, TensorType
 from bitsmith.compiler.ops import OPS, Sample
 
 WHOLE = {"uint8": (0, 256), "int8": (-127, 128), "int32": (-3000, 3000), "int64": (-9, 9), "bool": (0, 2)}
+WHOLE |= {"int16": (-3000, 3000), "uint16": (0, 3000), "uint32": (0, 3000), "uint64": (0, 3000)}
 
 
 def random_array(
     kind: TensorType, rng: np.random.Generator, low: float = -2.0, high: float = 2.0
 ) -> np.ndarray:
     """Float values in [low, high], integers over their whole range."""
-    if kind.dtype == "float32":
-        return rng.uniform(low, high, kind.shape).astype(np.float32)
+    if kind.dtype.startswith("float"):
+        return rng.uniform(low, high, kind.shape).astype(kind.dtype)
     return rng.integers(*WHOLE[kind.dtype], kind.shape).astype(kind.dtype)
 
 
@@ -26,7 +27,7 @@ def agree(got: np.ndarray, want: np.ndarray, what: str) -> None:
     """Equal types; integers exactly but for one step at rounding ties, floats to rounding error."""
     assert got.dtype == want.dtype and got.shape == want.shape, what
     difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
-    if got.dtype == np.float32:
+    if got.dtype.kind == "f":
         assert difference.max(initial=0) <= 5e-6 * max(1.0, np.abs(want).max(initial=0)), what
     else:
         most = difference.max(initial=0)

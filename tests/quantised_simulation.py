@@ -110,6 +110,6 @@ def simulate(
             result = int8_layer(graph, node, rounded(values[x], *table[x]), table[x][0], other, means)
         else:
             operands = {v: torch.from_numpy(values[v].astype(np.float32)) for v in node.inputs if v in values}
-            result = run_node(graph, node, operands).numpy()
+            result = run_node(graph, node, operands)[0].numpy()
         values[node.output] = rounded(result, *table[node.output]) if node.output in stored else result
     return values

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from ..errors import ArtifactError
+from ..ir import DTYPES
 
 FORMAT = "bitsmith-artifact"
 FORMAT_VERSION = 1
@@ -118,7 +119,7 @@ class _Reader:
     def spec(self, data: Any, path: str) -> ArraySpec:
         self.same_names(self.table(data, path), {"name", "shape", "dtype"}, path)
         dtype = self.text(data["dtype"], f"{path}.dtype")
-        if dtype not in ("float32", "uint8", "int8", "int32", "int64", "bool"):
+        if dtype not in DTYPES:
             self.refuse(f"{path}.dtype", f"{dtype!r} is not a data type")
         shape = self.each(data["shape"], f"{path}.shape", self.count)
         if math.prod(shape) * np.dtype(dtype).itemsize > 2**48:

@@ -60,6 +60,17 @@ class OnnxNode:
         return max((i + 1 for i, name in enumerate(self.outputs) if name), default=0)
 
 
+WIDER: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("int8", "uint8", "int16", "uint16"), ("int32", "float32")),
+    "bool": ("uint8", "int32", "float32"),
+    "int32": ("int64", "float64"),
+    "uint32": ("int64", "float64"),
+    "float64": ("float32",),
+}
+"""What an operator is computed in where it does not take the operands' own type. Every value survives the
+way there and back, but that float64 loses digits in operators that only exist in float32 (layers, softmax).
+"""
+
 Rule = Callable[["Converter", OnnxNode], Result | Sequence[Result]]
 
 
@@ -77,6 +88,16 @@ class Converter:
         self._taken = set(taken)  # ONNX names: derived values keep clear of them
         self._names: set[str] = set()
         self._params: dict[tuple[str, str], str] = {}
+
+    def add_input(self, name: str, kind: TensorType) -> None:
+        """A graph input. Numbers stored in 16 bits are computed with in float32."""
+        value = self.builder.input(name, kind.shape, kind.dtype)
+        if kind.dtype == "float16":
+            wide = self.derived(f"{name}.float32")
+            value = self.builder.add(
+                "cast", [value], name=self._unique(wide, "cast"), output=wide, to="float32"
+            )
+        self.values[name] = value
 
     def type(self, value: str) -> TensorType:
         """Type of a value of the graph."""
@@ -108,25 +129,86 @@ class Converter:
     def param(self, name: str, array: np.ndarray, form: str = "") -> str:
         """A parameter called `name`. `form` tells apart what is made of one constant (transposed...)."""
         key = (name, form)
+        if array.dtype.name in ("float16", "bfloat16"):
+            array = array.astype(np.float32)
         if array.dtype.name not in DTYPES:
             raise UnsupportedForm(f"its constant {name!r} has elements of type {array.dtype.name}")
         if key not in self._params:
             self._params[key] = self.builder.param(name, np.ascontiguousarray(array).reshape(array.shape))
         return self._params[key]
 
-    def scalar(self, node: OnnxNode, part: str, number: float) -> str:
-        """A parameter of shape () for the arithmetic of a decomposition."""
-        return self.param(self.derived(f"{node.output}.{part}"), np.array(number, np.float32), str(number))
+    def scalar(self, node: OnnxNode, part: str, number: float, like: str = "") -> str:
+        """A parameter of shape () for the arithmetic of a decomposition, of the type of the value `like`."""
+        dtype = self.type(like).dtype if like else "float32"
+        return self.param(self.derived(f"{node.output}.{part}"), np.array(number, dtype), f"{number} {dtype}")
 
     def emit(self, node: OnnxNode, op: str, inputs: Sequence[str], part: str = "", **attrs: AttrValue) -> str:
         """Append a node of the graph. The one that makes the ONNX node's own output has no `part`.
 
-        The node that carries the weights always has the plain layer name.
+        The node that carries the weights always has the plain layer name. Operands that the operator does not
+        compute with as they are, are converted before it, and the result back (WIDER).
         """
+        operands, narrow = self.widened(node, op, inputs)
+        if not narrow:
+            return self._append(node, op, operands, [self._wanted(node, part)], part, **attrs)[0]
+        (wide,) = self._append(
+            node, op, operands, [self.derived(f"{node.output}.{part or op}.wide")], part, **attrs
+        )
+        if self.type(wide).dtype != self.type(operands[0]).dtype:  # a comparison
+            return self.cast(node, wide, self.type(wide).dtype, part)
+        return self.cast(node, wide, narrow, part)
+
+    def emit_all(
+        self, node: OnnxNode, op: str, inputs: Sequence[str], part: str = "", **attrs: AttrValue
+    ) -> list[str]:
+        """Append a node with several outputs, which are called as the ONNX node's own, if these are read."""
+        names = [name or self.derived(f"{node.output}.{i}") for i, name in enumerate(node.outputs)]
+        wanted = [self.derived(f"{name}.{part}") for name in names] if part else names
+        return list(self._append(node, op, inputs, wanted, part, **attrs))
+
+    def cast(self, node: OnnxNode, value: str, dtype: str, part: str = "") -> str:
+        """The value as another element type; itself when it has that type."""
+        if self.type(value).dtype == dtype:
+            return value
+        if value in self.builder.params:
+            return self.param(value, self.builder.params[value].astype(dtype), dtype)
+        return self._append(node, "cast", [value], [self._wanted(node, part)], part or "cast", to=dtype)[0]
+
+    def _wanted(self, node: OnnxNode, part: str) -> str:
+        return self.derived(f"{node.output}.{part}") if part else node.output
+
+    def _append(
+        self,
+        node: OnnxNode,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        part: str,
+        **attrs: AttrValue,
+    ) -> tuple[str, ...]:
         plain = not part or OPS[op].layer
         name = self._unique(node.name if plain else f"{node.name}.{part}", op)
-        wanted = self.derived(f"{node.output}.{part}") if part else node.output
-        return self.builder.add(op, inputs, name=name, output=wanted, **attrs)
+        count = len(
+            OPS[op].infer_types([self.type(v) if v else None for v in inputs], OPS[op].complete(attrs))
+        )
+        return self.builder.add_all(op, inputs, name=name, outputs=tuple(outputs)[:count], **attrs)
+
+    def widened(self, node: OnnxNode, op: str, inputs: Sequence[str]) -> tuple[list[str], str]:
+        """The operands in a type that the operator computes with; and the type to convert its result to, or
+        "" when that is the type it has.
+        """
+        kinds = {self.type(v).dtype for v in inputs if v}
+        plain = OPS[op].plain
+        if not plain or not kinds or (OPS[op].layer and kinds & {"uint8", "int8"}):
+            return list(inputs), ""
+        own = "float64" if kinds == {"float32", "float64"} else next(iter(kinds))
+        if len(kinds) > 1 and kinds != {"float32", "float64"}:
+            return list(inputs), ""  # its type rule says what is wrong
+        wide = next((dtype for dtype in (own, *WIDER.get(own, ())) if dtype in plain), "")
+        if not wide:
+            raise UnsupportedForm(f"{own} data")
+        operands = [v and self.cast(node, v, wide, f"{op}.in{i}") for i, v in enumerate(inputs)]
+        return operands, "" if wide == own else own
 
     def reshape(self, node: OnnxNode, value: str, shape: Sequence[int], part: str = "") -> str:
         """A reshape node, or the value itself when it has that shape."""
@@ -147,21 +229,32 @@ class Converter:
         self._names.add(name)
         return name
 
-    def finish(self, outputs: Sequence[str]) -> Graph:
-        """The graph, whose outputs have their ONNX names again."""
+    def finish(self, outputs: Mapping[str, str]) -> Graph:
+        """The graph, whose outputs (name -> element type) have their ONNX names and types again."""
         rename: dict[str, str] = {}
-        made = {node.output for node in self.builder.nodes}
-        for name in outputs:
+        made = {value for node in self.builder.nodes for value in node.outputs}
+        for name, dtype in outputs.items():
             value = self.values.get(name) or self.param(self.derived(f"{name}.value"), self.constants[name])
-            if value == name:
+            if self.type(value).dtype != dtype:
+                self._convert_output(name, value, dtype)
+            elif value == name:
                 continue
-            if value in made and value not in outputs and value not in rename:
+            elif value in made and value not in outputs and value not in rename:
                 rename[value] = name
             else:  # an alias of an input, a constant or another output: the graph needs a value of its own
                 shape, node = self.type(value).shape, self._unique(name, "copy")
                 self.builder.add("reshape", [value], name=node, output=name, shape=shape)
         self.builder.nodes = [_renamed(node, rename) for node in self.builder.nodes]
-        return self.builder.finish(outputs)
+        return self.builder.finish(list(outputs))
+
+    def _convert_output(self, name: str, value: str, dtype: str) -> None:
+        """The output as the model declares it; what had its name gets its type behind it."""
+        if value == name:
+            value = self.derived(f"{name}.{self.type(name).dtype}")
+            self.builder.types[value] = self.builder.types.pop(name)
+            self.builder.nodes = [_renamed(node, {name: value}) for node in self.builder.nodes]
+            self.values = {k: value if v == name else v for k, v in self.values.items()}
+        self.builder.add("cast", [value], name=self._unique(name, "cast"), output=name, to=dtype)
 
 
 def numbered(wanted: str, taken: Container[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import InternalError, ModelError, UnsupportedError
 from ..ir import DTYPES, Graph, TensorType
-from ..ops import TypeRuleError
+from ..ops import OPS, TypeRuleError
 from .converter import Converter, OnnxNode, Result, UnsupportedForm, numbered
 from .onnx_fold import fold, foldable, too_large
 from .onnx_ops import RULES, hint_of
@@ -111,10 +111,11 @@ def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Gr
     outputs = [value.name for value in model.graph.output]
     if not any(name in work.converter.values for name in outputs):
         raise ModelError(f"{label}: its outputs do not depend on its inputs")
-    graph = work.converter.finish(outputs)
+    graph = work.converter.finish({name: work.declared(name) for name in outputs})
     _check_sizes(graph, label)
     used = set(graph.used_params())
-    broken = [name for name in used if not np.isfinite(graph.params[name]).all()]
+    weights = {v for node in graph.nodes if OPS[node.op].layer for v in node.inputs if v in used}
+    broken = [name for name in weights if not np.isfinite(graph.params[name]).all()]
     if broken:
         raise ModelError(
             f"{label}: constants computed in the model are NaN or infinite: {', '.join(sorted(broken))}"
@@ -124,7 +125,7 @@ def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Gr
 
 def _check_sizes(graph: Graph, label: str) -> None:
     """Compiling for a size that no memory holds would take minutes to fail, or not end."""
-    values = [*graph.inputs, *((node.output, node.type) for node in graph.nodes)]
+    values = [*graph.inputs, *(pair for n in graph.nodes for pair in zip(n.outputs, n.types, strict=True))]
     large = [f"  {name}: {kind}" for name, kind in values if kind.size > MOST_ELEMENTS]
     if large:
         more = [f"  and {len(large) - 5} more"] if len(large) > 5 else []
@@ -147,13 +148,17 @@ def _copy_passed_inputs(model: Any) -> None:
             value.name = copy
 
 
-def _type(value: Any) -> TensorType | None:
-    """The type that a ValueInfo states, if it is whole and of a kind that the IR has."""
+def _dtype(value: Any) -> str:
+    """The element type that a ValueInfo states, by numpy's name (ONNX's for those that numpy lacks)."""
     import onnx
 
-    tensor = value.type.tensor_type
-    name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    dtype = "float32" if name in ("float", "float16", "bfloat16", "double") else name
+    name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _type(value: Any) -> TensorType | None:
+    """The type that a ValueInfo states, if it is whole and of a kind that the IR has."""
+    tensor, dtype = value.type.tensor_type, _dtype(value)
     sizes = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
     if dtype not in DTYPES or not tensor.HasField("shape") or min(sizes, default=0) < 0:
         return None
@@ -190,14 +195,19 @@ class _Import:
         for value in graph_inputs(self.model):
             kind = _type(value)
             if kind is None:
-                raise UnsupportedError(f"{self.label}: input {value.name!r} is not of a number type")
-            self.converter.values[value.name] = self.converter.builder.input(
-                value.name, kind.shape, kind.dtype
-            )
+                raise UnsupportedError(
+                    f"{self.label}: input {value.name!r} is of type {_dtype(value)}; bitsmith takes "
+                    f"{', '.join(DTYPES)}"
+                )
+            self.converter.add_input(value.name, kind)
         self.read = {value.name for value in graph.output}
         self.read.update(name for inner in graphs_of(graph) for node in inner.node for name in node.input)
         known = {value.name: _type(value) for value in (*graph.value_info, *graph.output)}
         self.types = {name: kind for name, kind in known.items() if kind is not None}
+
+    def declared(self, name: str) -> str:
+        """The element type of an output of the model."""
+        return next(_dtype(value) for value in self.model.graph.output if value.name == name)
 
     def add_node(self, proto: Any) -> None:
         node = self._plain(proto)
@@ -213,7 +223,7 @@ class _Import:
         if kind is None:
             self.lost.add(name)
         else:
-            self.converter.values[name] = self.converter.builder.input(name, kind.shape, kind.dtype)
+            self.converter.add_input(name, kind)
 
     def _plain(self, proto: Any) -> OnnxNode:
         import onnx

@@ -87,7 +87,7 @@ def fold(
 
 def _plain(array: Any) -> np.ndarray:
     array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype in (np.float64, np.float16) else array
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
 
 
 def _most_elements(proto: Any, inputs: Mapping[str, np.ndarray]) -> float:

@@ -211,16 +211,17 @@ def _check_outputs(graph: Any, label: str) -> None:
 
 
 def _check_weights(model: Any, label: str) -> None:
-    """NaN nowhere; infinity only in single values, where it is an open bound of a Clip."""
+    """NaN nowhere; infinity not in weights of layers (elsewhere it is a mask, or an open bound of a Clip)."""
+    weights = {v for graph in graphs_of(model.graph) for node in graph.node for v in _weights_of(node)}
     broken = []
     for tensor in tensors_of(model):
         array = to_array(tensor, label)
-        if (
-            array.dtype == np.float32
-            and not np.isfinite(array).all()
-            and (array.size > 1 or np.isnan(array).any())
-        ):
-            bad = int(array.size - np.isfinite(array).sum())
+        if array.dtype.kind != "f":
+            continue
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(np.float32))
+        if np.isnan(array).any() or (tensor.name in weights and not finite.all()):
+            bad = int(array.size - finite.sum())
             broken.append(f"  {tensor.name or '(unnamed constant)'}: {bad} of {array.size} values")
     if broken:
         raise ModelError(
@@ -234,15 +235,20 @@ def _check_weights(model: Any, label: str) -> None:
         )
 
 
+def _weights_of(node: Any) -> Sequence[str]:
+    """What a node multiplies its data with."""
+    layers = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
+    return list(node.input) if node.op_type in layers else []
+
+
 def to_array(tensor: Any, label: str = "ONNX model") -> np.ndarray:
-    """A tensor as numpy array; every floating-point type becomes float32. Raises ModelError."""
+    """A tensor as numpy array; numbers stored in 16 bits become float32. Raises ModelError."""
     from onnx import TensorProto, numpy_helper
 
     try:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ModelError(f"{label}: tensor {tensor.name!r} is damaged: {first_line(error)}") from None
-    if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
-        with np.errstate(over="ignore"):
-            return array.astype(np.float32)
+    if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+        return array.astype(np.float32)
     return np.asarray(array)

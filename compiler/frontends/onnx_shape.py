@@ -128,20 +128,6 @@ def _split(c: Converter, node: OnnxNode) -> list[Result]:
     return pieces
 
 
-def _gather(c: Converter, node: OnnxNode) -> Result:
-    """Only the choice of one index: a slice whose axis is dropped."""
-    index = c.known(node, 1, "index")
-    if index.ndim > 0:
-        raise UnsupportedForm("more than one index; only the choice of a single one is supported")
-    shape = list(_shape_of(c, node))
-    axis = _positive(node.get_int("axis", 0), len(shape))
-    at = _positive(int(index), shape[axis])
-    starts, stops = [0] * len(shape), list(shape)
-    starts[axis], stops[axis] = at, at + 1
-    chosen = _emit_slice(c, node, starts, stops, [1] * len(shape), "chosen")
-    return c.reshape(node, chosen, shape[:axis] + shape[axis + 1 :])
-
-
 def _pad(c: Converter, node: OnnxNode) -> Result:
     mode = node.get_str("mode", "constant")
     if mode != "constant":
@@ -187,27 +173,6 @@ def _dropout(c: Converter, node: OnnxNode) -> Result:
     return c.value(node)
 
 
-def _cast(c: Converter, node: OnnxNode) -> Result:
-    return _cast_to(c, node, node.get_int("to", 1))
-
-
-def _cast_to(c: Converter, node: OnnxNode, to: int) -> Result:
-    """Every floating-point type is float32 here, so casts between them do nothing."""
-    from onnx import TensorProto
-
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    x = c.value(node)
-    dtype = c.type(x).dtype
-    name = TensorProto.DataType.Name(to).lower()
-    if to not in floats:
-        raise UnsupportedForm(f"from {dtype} to {name} of data computed at run time")
-    if dtype == "uint8":
-        return c.emit(node, "dequantize", [x], x_scale=1.0, x_zero=0)
-    if dtype != "float32":
-        raise UnsupportedForm(f"from {dtype} to {name} of data computed at run time")
-    return x
-
-
 def _constant(c: Converter, node: OnnxNode) -> Result:
     for key, kind in (
         ("value_float", np.float32),
@@ -235,13 +200,11 @@ def _size(c: Converter, node: OnnxNode) -> Result:
 
 
 SHAPE_RULES: dict[str, Rule] = {
-    "Cast": _cast,
     "Concat": _concat,
     "Constant": _constant,
     "Dropout": _dropout,
     "Expand": _expand,
     "Flatten": _flatten,
-    "Gather": _gather,
     "Identity": _identity,
     "Pad": _pad,
     "Reshape": _reshape,

@@ -1,8 +1,10 @@
 """The operators. To add one, write its OpDef in the file of its family and list it here."""
 
 from .activations import ACTIVATIONS
+from .compare import COMPARE
 from .conv import CONV2D
 from .elementwise import ELEMENTWISE
+from .index import GATHERS
 from .linear import LINEAR, MATMUL
 from .norm import NORMS
 from .opdef import OpDef, Sample, TypeRuleError
@@ -19,6 +21,8 @@ OPS: dict[str, OpDef] = {
         LINEAR,
         MATMUL,
         *ELEMENTWISE,
+        *COMPARE,
+        *GATHERS,
         *NORMS,
         *POOLS,
         *SHAPES,

@@ -1,14 +1,38 @@
-"""Elementwise operators: activations as nodes, other functions of one value, binary arithmetic."""
+"""Elementwise operators: activations as nodes, other functions of one value, arithmetic of two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from ..ir import TensorType
 from .activations import ACT_ATTRS, ACTIVATIONS, activate, activate_relax
 from .epilogue import store
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, broadcast_shapes, require
+from .numbers import (
+    dtype_of,
+    elementwise,
+    floor_mod,
+    guarded,
+    infer_broadcast,
+    truncated_divide,
+    truncated_mod,
+)
+from .opdef import (
+    NUMBERS,
+    REAL,
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    broadcast_shapes,
+    given,
+    require,
+    require_plain,
+)
 
 
 def same_axes(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
@@ -46,52 +70,68 @@ def _activation_op(name: str) -> OpDef:
     )
 
 
-def _function_op(name: str, torch_name: str, relax_name: str, low: float, high: float) -> OpDef:
-    def reference(inputs: Sequence[Any], attrs: Attrs) -> Any:
-        import torch
-
-        return getattr(torch, torch_name)(inputs[0])
+def _function_op(
+    name: str, torch_name: str, relax_name: str, low: float, high: float, plain: tuple[str, ...] = REAL
+) -> OpDef:
+    def infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        require_plain(plain, given(types, 0))
+        return (given(types, 0),)
 
     def lower(args: Sequence[Any], attrs: Attrs) -> Any:
         from tvm import relax
 
         return getattr(relax.op, relax_name)(args[0])
 
+    integers = (TensorType((4, 9), "int64"),) if "int64" in plain else ()
     return OpDef(
         name=name,
         inputs=("x",),
         required=1,
-        infer=_infer_unary,
-        reference=reference,
-        samples=(Sample((TensorType((3, 37)),), {}, low, high),),
+        infer=infer,
+        reference=elementwise(torch_name, getattr(np, relax_name, np.positive)),
+        samples=(
+            Sample((TensorType((3, 37)),), {}, low, high),
+            Sample((TensorType((5,), "float64"),), {}, low, high),
+            *(Sample((kind,)) for kind in integers),
+        ),
         couple=same_axes,
         flops=lambda types, outs, attrs: outs[0].size,
         relax=lower,
+        plain=plain,
     )
 
 
-FUNCTIONS = (
-    # name, torch, relax, range of the samples
+SIGNED = (*REAL, "int32", "int64")
+FUNCTIONS: tuple[tuple[Any, ...], ...] = (
+    # name, torch, relax (for integers numpy's name too), range of the samples, element types if not just real
     ("exp", "exp", "exp", -4.0, 4.0),
     ("log", "log", "log", 0.1, 9.0),
     ("sqrt", "sqrt", "sqrt", 0.0, 9.0),
     ("rsqrt", "rsqrt", "rsqrt", 0.1, 9.0),
-    ("neg", "neg", "negative", -4.0, 4.0),
-    ("abs", "abs", "abs", -4.0, 4.0),
+    ("neg", "neg", "negative", -4.0, 4.0, SIGNED),
+    ("abs", "abs", "abs", -4.0, 4.0, SIGNED),
+    ("sign", "sign", "sign", -4.0, 4.0, SIGNED),
     ("erf", "erf", "erf", -3.0, 3.0),
+    ("floor", "floor", "floor", -9.0, 9.0),
+    ("ceil", "ceil", "ceil", -9.0, 9.0),
+    ("round", "round", "round", -9.0, 9.0),  # ties to even
+    ("sin", "sin", "sin", -9.0, 9.0),
+    ("cos", "cos", "cos", -9.0, 9.0),
+    ("tan", "tan", "tan", -1.4, 1.4),
+    ("asin", "asin", "asin", -1.0, 1.0),
+    ("acos", "acos", "acos", -1.0, 1.0),
+    ("atan", "atan", "atan", -9.0, 9.0),
+    ("sinh", "sinh", "sinh", -4.0, 4.0),
+    ("cosh", "cosh", "cosh", -4.0, 4.0),
+    ("asinh", "asinh", "asinh", -9.0, 9.0),
+    ("acosh", "acosh", "acosh", 1.1, 9.0),
+    ("atanh", "atanh", "atanh", -0.9, 0.9),
 )
 
 
-def _infer_binary(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    a, b = types
-    assert a is not None and b is not None
-    require(a.dtype == b.dtype == "float32", f"operands must be float32, got {a} and {b}")
-    return (TensorType(broadcast_shapes(a.shape, b.shape)),)
-
-
-def _couple_binary(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
+def couple_broadcast(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
     """Axes aligned from the right; where one operand is broadcast, only the other goes with the output."""
-    a, b = types
+    a, b = types[:2]
     assert a is not None and b is not None
     rank = max(len(a.shape), len(b.shape))
     out = broadcast_shapes(a.shape, b.shape)
@@ -106,46 +146,82 @@ def _couple_binary(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
     return tuple(rules)
 
 
-def _binary_op(name: str, torch_name: str, relax_name: str) -> OpDef:
-    def reference(inputs: Sequence[Any], attrs: Attrs) -> Any:
-        import torch
-
-        return getattr(torch, torch_name)(inputs[0], inputs[1])
-
+def _binary_op(
+    name: str,
+    torch_name: str,
+    relax_name: str,
+    numpy_function: Callable[..., Any],
+    plain: tuple[str, ...] = NUMBERS,
+) -> OpDef:
     def lower(args: Sequence[Any], attrs: Attrs) -> Any:
         from tvm import relax
 
         return getattr(relax.op, relax_name)(args[0], args[1])
 
+    integers = (TensorType((3, 1, 4), "int32"), TensorType((4,), "int32"))
+    low = 0.2 if name == "pow" else -2.0
     return OpDef(
         name=name,
         inputs=("a", "b"),
         required=2,
-        infer=_infer_binary,
-        reference=reference,
+        infer=lambda types, attrs: infer_broadcast(types, plain),
+        reference=elementwise(torch_name, numpy_function),
         samples=(
-            Sample((TensorType((2, 5, 6)), TensorType((2, 5, 6)))),
-            Sample((TensorType((1, 8, 4, 5)), TensorType((1, 8, 1, 1)))),
-            Sample((TensorType((3, 1, 4)), TensorType((4,)))),
+            Sample((TensorType((2, 5, 6)), TensorType((2, 5, 6))), {}, low),
+            Sample((TensorType((1, 8, 4, 5)), TensorType((1, 8, 1, 1))), {}, low),
+            Sample((TensorType((3, 1, 4)), TensorType((4,))), {}, low),
+            *((Sample(integers),) if "int32" in plain else ()),
         ),
-        couple=_couple_binary,
+        couple=couple_broadcast,
         flops=lambda types, outs, attrs: outs[0].size,
         relax=lower,
+        plain=plain,
     )
 
 
-BINARIES = (
-    ("sub", "sub", "subtract"),
-    ("mul", "mul", "multiply"),
-    ("div", "div", "divide"),
-    ("maximum", "maximum", "maximum"),
-    ("minimum", "minimum", "minimum"),
+BINARIES: tuple[tuple[Any, ...], ...] = (
+    # name, torch, relax, numpy for integers, element types if not all numbers
+    ("sub", "sub", "subtract", np.subtract),
+    ("mul", "mul", "multiply", np.multiply),
+    ("maximum", "maximum", "maximum", np.maximum),
+    ("minimum", "minimum", "minimum", np.minimum),
+    ("pow", "pow", "power", np.power, REAL),
+)
+
+
+def _quotient_op(name: str, torch_name: str, relax_name: str, numpy_function: Callable[..., Any]) -> OpDef:
+    """Division and its remainders: on integers no operand may crash."""
+
+    def lower(args: Sequence[Any], attrs: Attrs) -> Any:
+        from tvm import relax
+
+        function = getattr(relax.op, relax_name)
+        if dtype_of(args[0]) in REAL:
+            return function(*args)
+        minus = relax.op.negative(args[0]) if name == "div" else relax.const(0, dtype_of(args[0]))
+        return guarded(function, args[0], args[1], minus)
+
+    a, b = (np.array(v, np.int32) for v in ([7, -7, 7, -7, -(2**31), 5], [[2], [-2], [-1], [0]]))
+    base = _binary_op(name, torch_name, relax_name, numpy_function)
+    return replace(
+        base, samples=(*base.samples[:3], Sample((a, b)), Sample((np.abs(a), np.abs(b)))), relax=lower
+    )
+
+
+QUOTIENTS = (
+    ("div", "div", "divide", truncated_divide),
+    ("floor_mod", "remainder", "floor_mod", floor_mod),
+    ("fmod", "fmod", "mod", truncated_mod),
 )
 
 
 def _infer_add(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     a, b = types
     assert a is not None and b is not None
+    if a.dtype not in ("float32", "uint8"):
+        used = {key for key, value in attrs.items() if value != ADD_ATTRS[key]}
+        require(not used, f"operands are {a} and {b}: {', '.join(sorted(used))} are for float32 and uint8")
+        return infer_broadcast(types, NUMBERS)
     require({a.dtype, b.dtype} <= {"float32", "uint8"}, f"operands must be float32 or uint8, got {a} and {b}")
     require(
         attrs["act"] in ACTIVATIONS, f"activation {attrs['act']!r} is not one of {', '.join(ACTIVATIONS)}"
@@ -156,8 +232,11 @@ def _infer_add(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 def _reference_add(inputs: Sequence[Any], attrs: Attrs) -> Any:
     import torch
 
+    if not all(x.is_floating_point() or x.dtype == torch.uint8 for x in inputs):
+        return elementwise("add", np.add)(inputs, attrs)
+
     def real(x: Any, which: str) -> Any:
-        if x.dtype == torch.float32 and attrs[f"{which}_scale"] == 1.0:
+        if x.is_floating_point() and attrs[f"{which}_scale"] == 1.0:
             return x
         return (x.to(torch.float32) - float(attrs[f"{which}_zero"])) * torch.tensor(
             attrs[f"{which}_scale"], dtype=torch.float32
@@ -174,8 +253,19 @@ def _relax_add(args: Sequence[Any], attrs: Attrs) -> Any:
 
 _Q8 = {"a_scale": 0.7137, "a_zero": 3, "b_scale": 1.2911, "b_zero": 128, "y_zero": 10, "out_dtype": "uint8"}
 
+ADD_ATTRS: dict[str, Any] = {
+    **ACT_ATTRS,
+    "a_scale": 1.0,
+    "a_zero": 0,
+    "b_scale": 1.0,
+    "b_zero": 0,
+    "y_inv": 1.0,
+    "y_zero": 0,
+    "out_dtype": "float32",
+}
+
 ADD = OpDef(
-    name="add",
+    name="add",  # uint8 operands are quantised; other integers are what they are
     inputs=("a", "b"),
     required=2,
     infer=_infer_add,
@@ -187,25 +277,19 @@ ADD = OpDef(
         Sample(
             (TensorType((1, 4, 5, 9), "uint8"), TensorType((1, 4, 5, 9))), {"a_scale": 0.1, "a_zero": 100}
         ),
+        Sample((TensorType((3, 1, 4), "int64"), TensorType((4,), "int64"))),
     ),
-    attrs={
-        **ACT_ATTRS,
-        "a_scale": 1.0,
-        "a_zero": 0,
-        "b_scale": 1.0,
-        "b_zero": 0,
-        "y_inv": 1.0,
-        "y_zero": 0,
-        "out_dtype": "float32",
-    },
-    couple=_couple_binary,
+    attrs=ADD_ATTRS,
+    couple=couple_broadcast,
     flops=lambda types, outs, attrs: outs[0].size,
     relax=_relax_add,
+    plain=NUMBERS,
 )
 
 ELEMENTWISE = (
     *(_activation_op(name) for name in ACTIVATIONS if name != "none"),
     *(_function_op(*row) for row in FUNCTIONS),
     *(_binary_op(*row) for row in BINARIES),
+    *(_quotient_op(*row) for row in QUOTIENTS),
     ADD,
 )

@@ -19,6 +19,9 @@ Attrs = Mapping[str, Any]
 Slot = tuple[str, int]
 """An axis of an operand: `("x", 1)` is axis 1 of the input called x, `("y", 0)` axis 0 of the output."""
 Coupling = frozenset[Slot]
+REAL = ("float32", "float64")
+NUMBERS = (*REAL, "int32", "int64", "uint32", "uint64")
+"""What arithmetic is done in: narrower integers are widened before it (frontends/converter.py)."""
 
 
 class TypeRuleError(InternalError):
@@ -58,28 +61,32 @@ class OpDef:
     inputs      names of its inputs in order; those from index `required` on may be absent; ("*",): any number
     attrs       default of every attribute; a node may set no other. `None` stands for "must be given"
     infer       input types, attributes -> output types; raises TypeRuleError
-    reference   input tensors (None when absent), attributes -> output tensor: slow, short, what the op means
+    reference   input tensors (None when absent), attributes -> output tensor, or a tuple of them where there
+                are several: slow, short, what the op means
     couple      axes that are pruned together: sets of slots; removing index i along all of a set with an
                 output axis removes index i from the output and changes nothing else. A set without one is
                 summed over: there, index i may leave when it contributes zero
     flops       input types, output types, attributes -> arithmetic operations (a multiply-add counts 2)
     relax       (relax expressions, attributes) -> relax expression: the lowering used where a target has no
-                kernel of its own; None where every target has one (quantize, dequantize)
+                kernel of its own; None where every target has one (quantize, all with several outputs)
     samples     drive the contract tests
     layer       carries weights: a Plan decides about it
+    plain       element types that it computes with as they are (uint8 that stands for real numbers is not
+                among them); empty for operators that take any
     """
 
     name: str
     inputs: tuple[str, ...]
     required: int
     infer: Callable[[Types, Attrs], tuple[TensorType, ...]]
-    reference: Callable[[Sequence[Any], Attrs], torch.Tensor]
+    reference: Callable[[Sequence[Any], Attrs], torch.Tensor | tuple[torch.Tensor, ...]]
     samples: tuple[Sample, ...]
     attrs: Mapping[str, AttrValue | None] = field(default_factory=dict)
     couple: Callable[[Types, Attrs], tuple[Coupling, ...]] = no_coupling
     flops: Callable[[Types, Sequence[TensorType], Attrs], int] = lambda types, outs, attrs: 0
     relax: Callable[[Sequence[Any], Attrs], Any] | None = None
     layer: bool = False
+    plain: tuple[str, ...] = ("float32",)
 
     def complete(self, attrs: Attrs) -> dict[str, AttrValue]:
         """The attributes with defaults filled in. Raises TypeRuleError for an unknown or a missing one."""
@@ -100,6 +107,14 @@ class OpDef:
             name = str(i) if variadic else self.inputs[i]
             require(kind is not None, f"{self.name} needs its input {name!r}")
         return self.infer(types, attrs)
+
+
+def require_plain(definition_plain: tuple[str, ...], *kinds: TensorType) -> None:
+    """Raise TypeRuleError unless the operands have one element type, of those named."""
+    shown = " and ".join(map(str, kinds))
+    require(len({kind.dtype for kind in kinds}) == 1, f"operands must have one element type, got {shown}")
+    allowed = ", ".join(definition_plain)
+    require(kinds[0].dtype in definition_plain, f"operands must be of {allowed}, got {shown}")
 
 
 def given(types: Types, index: int) -> TensorType:

@@ -63,6 +63,7 @@ DEQUANTIZE = OpDef(
     attrs={"x_scale": None, "x_zero": None},
     couple=same_axes,
     flops=lambda types, outs, attrs: outs[0].size,
+    plain=("uint8",),
 )
 
 

@@ -36,6 +36,7 @@ RESHAPE = OpDef(
     ),
     attrs={"shape": None},
     relax=_relax_reshape,
+    plain=(),
 )
 
 
@@ -69,6 +70,7 @@ TRANSPOSE = OpDef(
     attrs={"perm": None},
     couple=_couple_transpose,
     relax=_relax_transpose,
+    plain=(),
 )
 
 
@@ -118,6 +120,7 @@ CONCAT = OpDef(
     attrs={"axis": None},
     couple=_couple_concat,
     relax=_relax_concat,
+    plain=(),
 )
 
 
@@ -155,6 +158,7 @@ PAD = OpDef(
     ),
     attrs={"before": None, "after": None, "value": 0.0},
     relax=_relax_pad,
+    plain=(),
 )
 
 
@@ -197,6 +201,7 @@ SLICE = OpDef(
     ),
     attrs={"starts": None, "stops": None, "steps": None},
     relax=_relax_slice,
+    plain=(),
 )
 
 
