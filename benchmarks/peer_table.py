@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from bitsmith.compiler.measure import decibels
 from peer_bench import Measured, Row
 from peer_model import Subject
 from peer_stats import Spread, paired_ratio
@@ -59,7 +60,7 @@ def _cells(row: Row, rows: Sequence[Row], labelled: bool) -> list[str]:
         found = ratio(row, find(rows, OURS, other, row.threads))
         cells.append(f"{found.median:.2f}" if found else "–")
     cells.append(f"{judged.agreement:.3f}" if judged and judged.agreement is not None else "–")
-    cells.append(f"{judged.sqnr_db:.1f}" if judged else "–")
+    cells.append(decibels(judged.sqnr_db) if judged else "–")
     if labelled:
         cells.append(f"{judged.accuracy:.3f}" if judged and judged.accuracy is not None else "–")
     return cells

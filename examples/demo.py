@@ -19,7 +19,7 @@ from pathlib import Path
 
 import bitsmith
 from bitsmith.compiler.cli.output import Output
-from bitsmith.compiler.measure import Latency, Quality, measure_latency, quality
+from bitsmith.compiler.measure import Latency, Quality, decibels, measure_latency, quality
 from bitsmith.compiler.pipeline import targets
 from bitsmith.compiler.pipeline.onnx_peer import OnnxPeer
 from efficientnet import export_onnx
@@ -166,7 +166,7 @@ def shown(rows: list[Row], result: bitsmith.SearchResult) -> None:
             f"{t.ratio_to_first:.2f}",
             f"{q.agreement:.1%}",
             "-" if first else f"{q.kl:.1e}",
-            "-" if first else f"{q.sqnr_db:.1f}",
+            "-" if first else decibels(q.sqnr_db),
             style="bold" if row is rows[-1] else None,
         )
     console.print(table)

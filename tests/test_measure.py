@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from bitsmith.compiler.errors import ArtifactError, InputError
-from bitsmith.compiler.measure import Latency, Quality, measure_latency, measure_memory, quality, wilson
+from bitsmith.compiler.measure import (
+    Latency,
+    Quality,
+    decibels,
+    measure_latency,
+    measure_memory,
+    quality,
+    wilson,
+)
 from bitsmith.compiler.measure.latency import summarise
 from bitsmith.compiler.measure.quality import KL_OF_BROKEN, mean_kl, squared_error
 from hypothesis import given
@@ -133,6 +141,7 @@ def test_sqnr_is_in_decibels():
 def test_equal_outputs_are_perfect_and_finite():
     q = quality(outputs([[1.0, 2.0]]), outputs([[1.0, 2.0]]))
     assert (q.agreement, q.kl, q.sqnr_db) == (1.0, 0.0, 200.0)
+    assert decibels(q.sqnr_db) == "exact" and decibels(41.26) == "41.3"
 
 
 def test_large_logits_do_not_overflow():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bitsmith.compiler import pipeline
 from bitsmith.compiler.artifact import Artifact
+from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.errors import (
     ArtifactError,
     InputError,
@@ -18,6 +19,10 @@ from bitsmith.compiler.errors import (
 )
 from bitsmith.compiler.ledger import LedgerRow
 from bitsmith.compiler.plan import Plan
+from bitsmith.passes.prepare import prepare
+from bitsmith.targets.lower import lower
+from bitsmith.targets.relax_kernels import RelaxSpec
+from bitsmith.targets.target import resolve
 from digit_net import LAYERS, samples, truth, write_net
 from made_up_result import made_up_result
 
@@ -265,7 +270,19 @@ def test_inspect_counts_a_model(graph):
     assert info.operators["conv2d"] == 3
     assert info.inputs[0].shape == (1, 3, 16, 16)
     assert info.hash == graph.content_hash
-    assert set(info.fallback) <= {node for node in info.fallback if node not in LAYERS}
+    assert not set(info.fallback) & set(LAYERS)
+
+
+def test_inspect_names_what_goes_through_the_generic_lowering():
+    b = GraphBuilder("mixed")
+    x, z = b.input("x", (2, 6)), b.input("z", (2, 6))
+    y = b.add("reshape", [b.add("fmod", [x, z])], shape=(3, 4))
+    graph = b.finish([b.add("exp", [y])])
+    lowered = lower(prepare(graph), resolve("host"))
+    generic = {s.layer for s in lowered.program.steps if isinstance(lowered.kernels[s.symbol], RelaxSpec)}
+    info = pipeline.inspect(graph)
+    assert set(info.fallback) == generic and len(info.fallback) == len(generic) >= 1
+    assert info.operators["reshape"] >= 1
 
 
 def test_inspect_reads_an_artifact(int8):
@@ -278,6 +295,8 @@ def test_inspect_reads_an_artifact(int8):
     assert info.outputs[0].shape == (1, 6)
     with pytest.raises(ArtifactError, match="does not exist"):
         pipeline.inspect("nowhere")
+    with pytest.raises(InputError, match=f"compiled for {info.target} already"):
+        pipeline.inspect(int8, target="host")
 
 
 def test_targets_name_this_machine():

@@ -10,7 +10,7 @@ import pytest
 from bitsmith.compiler.measure import Quality
 from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.report import render, write_page
-from bitsmith.compiler.report.picture import Axis, Point, Scale, draw
+from bitsmith.compiler.report.picture import HEIGHT, WIDTH, Axis, Point, Scale, draw
 from made_up_result import made_up_result
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -174,6 +174,41 @@ def test_a_result_without_classes_constraints_or_finalists(result):
     assert "No constraints." in text and "agreement against" not in text
     assert "additivity-table" not in page.rows
     assert "SQNR against median latency" in text
+
+
+def test_equal_outputs_are_called_exact(page):
+    heads = [row[0] for row in page.rows["summary-table"]]
+    exact = ["exact" in row for row in page.rows["summary-table"]]
+    assert heads[0] == "float32" and exact == [True, False, False]
+    assert not any("200.0" in row for row in page.rows["trial-table"])
+
+
+PHONE = 17  # pixels of the letters in a picture on a phone, by page.css; none is as wide as 0.65 of that
+
+
+def box(element):
+    """left, top, right, bottom of a text that stands upright."""
+    assert "transform" not in element.attrib
+    x, y, width = float(element.get("x")), float(element.get("y")), 0.65 * PHONE * len(element.text)
+    left = x - {"start": 0, "middle": width / 2, "end": width}[element.get("text-anchor")]
+    return left, y - 0.8 * PHONE, left + width, y + 0.25 * PHONE
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(2e-4, 3e-2, True), (2e-4, 9e-4, True), (97.2, 97.8, False)]
+)
+def test_the_titles_of_axes_overlap_nothing_on_a_phone(low, high, log):
+    points = [Point(i, y, "front", "tip") for i, y in enumerate((low, high), 1)]
+    root = ElementTree.fromstring(draw(points, Axis("latency", "ms"), Axis("KL", "nats", log, True), "title"))
+    texts = [e for e in root.iter() if e.tag.endswith("text") and e.get("class") in ("tick", "axis-title")]
+    titles = [box(e) for e in texts if e.get("class") == "axis-title"]
+    assert len(titles) == 2 and len(texts) > 5
+    for e in texts:
+        left, top, right, bottom = box(e)
+        assert 0 <= left and right <= WIDTH and 0 <= top and bottom <= HEIGHT, e.text
+        for a, b, c, d in titles:
+            apart = right <= a or c <= left or bottom <= b or d <= top
+            assert apart or box(e) == (a, b, c, d), e.text
 
 
 def test_a_page_is_written_whole(result, tmp_path):

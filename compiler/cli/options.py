@@ -51,6 +51,10 @@ PageOut = Annotated[Path, Option("--out", "-o", metavar="FILE", help="The page t
 Target = Annotated[
     str, Option("--target", "-t", help="What to compile for: `bitsmith targets` lists the names.")
 ]
+InspectedFor = Annotated[
+    str | None,
+    Option("--target", "-t", help="Of a model: whose kernels to look for; this machine's by default."),
+]
 Shapes = Annotated[
     list[str] | None,
     Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from ..measure import Latency
+from ..measure import Latency, decibels
 from .output import milliseconds, number, size, table
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ..pipeline.measuring import Measurement
 
 SHOWN_VALUES = 5
-QUALITIES = (
-    ("score", "score", ".4g"),
-    ("accuracy", "accuracy", ".1%"),
-    ("agreement", "agreement", ".1%"),
-    ("kl", "KL", ".2e"),
-    ("sqnr_db", "SQNR dB", ".1f"),
+QUALITIES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("score", "score", "{:.4g}".format),
+    ("accuracy", "accuracy", "{:.1%}".format),
+    ("agreement", "agreement", "{:.1%}".format),
+    ("kl", "KL", "{:.2e}".format),
+    ("sqnr_db", "SQNR dB", decibels),
 )
 
 
@@ -170,9 +170,13 @@ def candidates(result: SearchResult, title: str, rows: Iterable[Candidate]) -> T
             milliseconds(c.latency_us),
             f"{c.latency_us / result.float32.latency_us:.2f}",
             size(c.size_bytes),
-            *(number(getattr(c.quality, name), form) for name, _, form in shown),
+            *(_shown(getattr(c.quality, name), form) for name, _, form in shown),
         )
     return made
+
+
+def _shown(value: float | None, form: Callable[[float], str]) -> str:
+    return "-" if value is None else form(value)
 
 
 def outputs(results: Mapping[str, np.ndarray], out: Path | None) -> tuple[dict[str, Any], Table]:

@@ -21,7 +21,7 @@ MEASURE_SECONDS = 2.0  # for the latency that compile shows
 
 def inspect(
     subject: o.Subject,
-    target: o.Target = "host",
+    target: o.InspectedFor = None,
     shape: o.Shapes = None,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -34,7 +34,10 @@ def inspect(
 
     said = Output(as_json, quiet)
     if (subject / "manifest.json").exists() or not (subject.suffix or subject.exists()):
-        info: ModelInfo | ArtifactInfo = pipeline.inspect(subject)
+        # An artifact has no choice of these; pipeline.inspect says so of the target.
+        if shape:
+            raise InputError(f"{subject} is an artifact: its shapes are fixed. --shape is for models")
+        info: ModelInfo | ArtifactInfo = pipeline.inspect(subject, target=target)  # type: ignore[call-overload]
     else:
         info = pipeline.inspect(pipeline.load(subject, shapes=parse_shapes(shape or ())), target=target)
     said.emit(info, *inspected(info))

@@ -2,6 +2,15 @@
 
 from .latency import Latency, measure_latency
 from .memory import Memory, measure_memory
-from .quality import Quality, quality, wilson
+from .quality import Quality, decibels, quality, wilson
 
-__all__ = ["Latency", "Memory", "Quality", "measure_latency", "measure_memory", "quality", "wilson"]
+__all__ = [
+    "Latency",
+    "Memory",
+    "Quality",
+    "decibels",
+    "measure_latency",
+    "measure_memory",
+    "quality",
+    "wilson",
+]

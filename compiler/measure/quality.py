@@ -103,6 +103,11 @@ def sqnr_db(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> f
     return max(-SQNR_LIMIT, min(SQNR_LIMIT, 10 * math.log10(signal / noise)))
 
 
+def decibels(value: float) -> str:
+    """As people read it: outputs that are equal to the last bit have no noise, so no number either."""
+    return "exact" if value >= SQNR_LIMIT else f"{value:.1f}"
+
+
 def squared_error(reference: np.ndarray, output: np.ndarray) -> float:
     """sum (reference - output)^2 / sum reference^2; the denominator is 1 when the reference is all zero."""
     signal = float(np.sum(np.square(reference, dtype=np.float64)))

@@ -42,7 +42,8 @@ class ModelInfo:
     """A model as bitsmith sees it after preparing it: constants and batch norms folded, activations fused.
 
     operators   operator -> how many nodes
-    fallback    nodes that the target has no kernel of its own for: they go through TVM's generic lowering
+    fallback    nodes that the target has no kernel of its own for: they go through TVM's generic lowering;
+                what costs nothing, such as a reshape, is not among them
     """
 
     name: str
@@ -87,27 +88,36 @@ class TargetInfo:
 
 
 @overload
-def inspect(subject: Graph, *, target: str = "host") -> ModelInfo: ...
+def inspect(subject: Graph, *, target: str | None = None) -> ModelInfo: ...
 @overload
-def inspect(subject: Artifact | str | os.PathLike[str], *, target: str = "host") -> ArtifactInfo: ...
+def inspect(subject: Artifact | str | os.PathLike[str], *, target: None = None) -> ArtifactInfo: ...
 def inspect(
-    subject: Graph | Artifact | str | os.PathLike[str], *, target: str = "host"
+    subject: Graph | Artifact | str | os.PathLike[str], *, target: str | None = None
 ) -> ModelInfo | ArtifactInfo:
     """What is in a graph (and which of it `target` has kernels for), or what an artifact's manifest says.
 
-    An artifact may be given by its path; it need not run on this machine. Raises TargetError, ArtifactError.
+    `target` is this machine's when it is None; an artifact has its own, so that it takes none. An artifact
+    may be given by its path; it need not run on this machine. Raises TargetError, ArtifactError, and
+    InputError for an artifact with a target.
     """
     if isinstance(subject, Graph):
-        return _model_info(subject, target)
+        return _model_info(subject, target or "host")
     if isinstance(subject, Artifact):
-        return _artifact_info(subject.path, subject.manifest)
-    manifest = read_manifest(Path(subject))
-    check_files(Path(subject), manifest)
-    return _artifact_info(Path(subject), manifest)
+        path, manifest = subject.path, subject.manifest
+    else:
+        path, manifest = Path(subject), read_manifest(Path(subject))
+        check_files(path, manifest)
+    if target is not None:
+        raise InputError(
+            f"{path} is an artifact, compiled for {manifest.target} already: a target is for a model, to see "
+            "what the chip has kernels for. Leave it out, or inspect the model"
+        )
+    return _artifact_info(path, manifest)
 
 
 def _model_info(graph: Graph, target: str) -> ModelInfo:
     from ...passes.prepare import prepare
+    from ...targets.lower import ALIASES
     from ...targets.selection import select
     from ...targets.target import resolve
 
@@ -125,7 +135,11 @@ def _model_info(graph: Graph, target: str) -> ModelInfo:
         operators=dict(Counter(node.op for node in prepared.nodes).most_common()),
         layers=tuple(_layer_info(prepared, node) for node in layers_of(prepared)),
         target=chip.name,
-        fallback=tuple(node.name for node in prepared.nodes if select(prepared, node, chip.isa) is None),
+        fallback=tuple(
+            node.name
+            for node in prepared.nodes
+            if node.op not in ALIASES and node.type.size and select(prepared, node, chip.isa) is None
+        ),
     )
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 WIDTH, HEIGHT = 560, 380
-LEFT, RIGHT, TOP, BOTTOM = 76, 20, 20, 52
-LABEL_HEIGHT = 15
-LETTER_WIDTH = 7.5  # generous: phones show the letters larger
+LEFT, RIGHT, TOP, BOTTOM = 76, 20, 40, 52
+LABEL_HEIGHT = 18
+LETTER_WIDTH = 10  # on phones, which show the letters larger
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom"""
 RADIUS = {"other": 3.5, "front": 6.0, "baseline": 6.5, "best": 8.5}
 
 
@@ -78,11 +80,11 @@ def draw(points: Sequence[Point], x: Axis, y: Axis, title: str) -> str:
     sx = _scale((v for p in shown for v in (p.x - p.spread / 2, p.x + p.spread / 2)), x, LEFT, WIDTH - RIGHT)
     sy = _scale((p.y for p in shown), y, HEIGHT - BOTTOM, TOP)
     _axes(root, x, y, sx, sy)
-    _limits(root, x, y, sx, sy)
+    limits = _limits(root, x, y, sx, sy)
     _staircase(root, shown, y.lower, sx, sy)
     for point in sorted(shown, key=lambda p: RADIUS[p.kind]):
         _mark(root, point, sx, sy)
-    _labels(root, shown, sx, sy)
+    _labels(root, shown, limits, sx, sy)
     return tostring(root, encoding="unicode")
 
 
@@ -126,18 +128,22 @@ def _axes(root: Element, x: Axis, y: Axis, sx: Scale, sy: Scale) -> None:
         _line(root, LEFT, sy(tick), WIDTH - RIGHT, sy(tick), "grid")
         _text(root, LEFT - 8, sy(tick) + 4, f"{tick:g}", "tick", "end")
     _text(root, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x.title, "axis-title", "middle")
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    label = _text(root, 14, middle, y.title, "axis-title", "middle")
-    label.set("transform", f"rotate(-90 14 {middle:g})")
+    # Above the axis, not along it: there the ticks of small numbers need the room on phones.
+    _text(root, 8, TOP - 20, y.title, "axis-title", "start")
 
 
-def _limits(root: Element, x: Axis, y: Axis, sx: Scale, sy: Scale) -> None:
+def _limits(root: Element, x: Axis, y: Axis, sx: Scale, sy: Scale) -> list[Box]:
+    """Draws the constraints; returns where their texts are."""
+    texts = []
     for value, text in x.limits:
         _line(root, sx(value), TOP, sx(value), HEIGHT - BOTTOM, "limit")
-        _text(root, sx(value) - 5, HEIGHT - BOTTOM - 6, text, "limit-text", "end")
+        texts.append((sx(value) - 5, HEIGHT - BOTTOM - 6, text))
     for value, text in y.limits:
         _line(root, LEFT, sy(value), WIDTH - RIGHT, sy(value), "limit")
-        _text(root, WIDTH - RIGHT - 4, sy(value) + 14, text, "limit-text", "end")
+        texts.append((WIDTH - RIGHT - 4, sy(value) + 14, text))
+    for right, base, text in texts:
+        _text(root, right, base, text, "limit-text", "end")
+    return [_text_box(right - len(text) * LETTER_WIDTH, base, text) for right, base, text in texts]
 
 
 def _staircase(root: Element, points: Sequence[Point], lower: bool, sx: Scale, sy: Scale) -> None:
@@ -173,11 +179,11 @@ def _mark(root: Element, point: Point, sx: Scale, sy: Scale) -> None:
         _circle(group, cx, cy, r - 4, "eye")
 
 
-def _labels(root: Element, points: Sequence[Point], sx: Scale, sy: Scale) -> None:
-    """Names beside the points, the most important first; a name that would cover another is left to its
-    tooltip.
+def _labels(root: Element, points: Sequence[Point], taken: Sequence[Box], sx: Scale, sy: Scale) -> None:
+    """Names beside the points, the most important first; a name that would cover another, or what is `taken`,
+    is left to its tooltip.
     """
-    taken: list[tuple[float, float, float, float]] = [_box(p, sx, sy) for p in points if p.kind != "other"]
+    taken = [*taken, *(_box(p, sx, sy) for p in points if p.kind != "other")]
     for point in sorted((p for p in points if p.label), key=lambda p: -RADIUS[p.kind]):
         width = len(point.label) * LETTER_WIDTH
         cx, cy, gap = sx(point.x), sy(point.y), RADIUS[point.kind] + 5
@@ -188,20 +194,26 @@ def _labels(root: Element, points: Sequence[Point], sx: Scale, sy: Scale) -> Non
             (cx - width / 2, cy + gap + 11),
         )
         for left, base in places:
-            box = (left, base - LABEL_HEIGHT + 4, left + width, base + 3)
-            inside = box[0] >= LEFT and box[2] <= WIDTH - 2 and box[1] >= 2 and box[3] <= HEIGHT - BOTTOM
+            box = _text_box(left, base, point.label)
+            inside = (
+                box[0] >= LEFT and box[2] <= WIDTH - 2 and box[1] >= TOP - 14 and box[3] <= HEIGHT - BOTTOM
+            )
             if inside and not any(_overlap(box, other) for other in taken):
                 _text(root, left, base, point.label, f"label {point.kind}", "start")
                 taken.append(box)
                 break
 
 
-def _box(point: Point, sx: Scale, sy: Scale) -> tuple[float, float, float, float]:
+def _text_box(left: float, base: float, text: str) -> Box:
+    return left, base - LABEL_HEIGHT + 4, left + len(text) * LETTER_WIDTH, base + 3
+
+
+def _box(point: Point, sx: Scale, sy: Scale) -> Box:
     cx, cy, r = sx(point.x), sy(point.y), RADIUS[point.kind]
     return cx - r, cy - r, cx + r, cy + r
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

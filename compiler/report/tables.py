@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...search.result import Candidate, SearchResult
 from ..ledger import LedgerRow
+from ..measure import decibels
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,15 @@ class Measure:
     text: str
     help: str
     get: Callable[[Candidate], float | None]
-    form: str
+    form: str | Callable[[float], str]
     unit: str = ""
     factor: float = 1.0
 
     def shown(self, candidate: Candidate) -> str:
         value = self.get(candidate)
-        return "–" if value is None else format(value, self.form)
+        if value is None:
+            return "–"
+        return format(value, self.form) if isinstance(self.form, str) else self.form(value)
 
 
 QUALITIES = (
@@ -138,7 +141,7 @@ QUALITIES = (
         "SQNR",
         "signal to quantisation noise of the first output, decibels",
         lambda c: c.quality.sqnr_db,
-        ".1f",
+        decibels,
         "dB",
     ),
 )
