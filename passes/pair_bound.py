@@ -44,13 +44,12 @@ def bound_pairs(steps: np.ndarray, axis: int = 1) -> np.ndarray:
 def bounded_scale(w: np.ndarray, full: np.ndarray, axis: int) -> np.ndarray:
     """Per-channel scales with the least squared error once pairs are cut: from `full` to twice that, where
     nothing is cut."""
-    w = w.astype(np.float32)
     best, least = full, np.full(len(w), np.inf)
-    column = (-1,) + (1,) * (w.ndim - 1)
-    for factor in FACTORS:
-        scale = (full * factor).reshape(column).astype(np.float32)
-        stored = bound_pairs(np.rint(w / scale), axis)
-        error = np.square(stored * scale - w).reshape(len(w), -1).sum(1)
+    # In units of the channel's own scale no square is too large or too small for float32.
+    units = (w / full.reshape(-1, *(1,) * (w.ndim - 1))).astype(np.float32)
+    for factor in FACTORS.astype(np.float32):
+        stored = bound_pairs(np.rint(units / factor), axis)
+        error = np.square(stored * factor - units).reshape(len(w), -1).sum(1)
         better = error < least
         best, least = np.where(better, full * factor, best), np.where(better, error, least)
     return best

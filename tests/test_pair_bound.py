@@ -9,6 +9,7 @@ import pytest
 from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.ir import Graph
 from bitsmith.passes.pair_bound import PAIR_LIMIT, bound_pairs, bounded, bounded_scale
+from bitsmith.passes.quantise import quantise_weights
 from bitsmith.targets.build import build
 from bitsmith.targets.kernels.gemm_spec import GemmSpec, pairs_bounded
 from bitsmith.targets.selection import select
@@ -57,6 +58,26 @@ def test_bounded_says_what_fits(case: tuple[np.ndarray, int]) -> None:
     pairs = pairs_along(w, axis)
     assert not says or all(map(fits, pairs))
     assert says or not all(fits(p) and fits((-p[0], -p[1])) for p in pairs)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e19, 3.4e38])
+def test_the_scale_does_not_depend_on_the_unit_of_the_weights(size: float) -> None:
+    """float32 squares overflow from 1.8e19 and vanish below 1e-23."""
+    w = np.random.default_rng(0).uniform(-1, 1, (6, 8, 3, 3)).astype(np.float32)
+    full = np.abs(w).reshape(6, -1).max(1).astype(np.float64) / 127
+    expected = bounded_scale(w, full, 1) / full
+    assert len(set(expected.tolist())) > 1, "every channel takes the same factor: nothing is tested"
+    np.testing.assert_allclose(bounded_scale(w * np.float32(size), full * size, 1) / (full * size), expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_huge_weights_are_quantised_without_a_warning() -> None:
+    w = np.full((2, 4, 1, 1), 3.4e38, np.float32)
+    w[1] = [[[1e-3]], [[-3e38]], [[2e38]], [[1e38]]]
+    made = quantise_weights("big", w, None, 1.0, pair_axis=1)
+    assert bounded(made.w)
+    np.testing.assert_allclose(made.w * made.scale.reshape(2, 1, 1, 1), w, rtol=0, atol=0.02 * 3.4e38)
 
 
 @given(whole_numbers())
