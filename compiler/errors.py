@@ -26,7 +26,10 @@ class ModelError(BitsmithError):
 
 
 class UnsupportedError(ModelError):
+    """`inputs` names the model's inputs whose values, known beforehand, would make it supported."""
+
     exit_code = 4
+    inputs: tuple[str, ...] = ()
 
 
 class InputError(BitsmithError, ValueError):

@@ -104,7 +104,7 @@ def _calls(module: Any, constants: dict[str, np.ndarray]) -> Any:
                 continue
             if not isinstance(value, relax.Call) or value.op.name != "relax.call_tir":
                 raise InternalError(f"Relax left {value} where a kernel was expected")
-            names[binding.var] = binding.var.name
+            names[binding.var] = f"t{len(names)}"  # Relax's own names need not differ
             reads = tuple(_operand_name(a, names, constants) for a in value.args[1])
             ty = binding.var.ty if hasattr(binding.var, "ty") else value.sinfo_args[0]
             kind = TensorType(tuple(int(d) for d in ty.shape), str(ty.dtype))

@@ -34,6 +34,7 @@ def load_model(
     *,
     shapes: Mapping[str, int | Sequence[int]] | None = None,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Graph:
     """A graph with static shapes from an ONNX file, an `onnx.ModelProto` or a `torch.nn.Module`.
 
@@ -41,6 +42,8 @@ def load_model(
             `{"batch": 1}` for a named dimension wherever it occurs
     inputs  example inputs (arrays or tensors), in order or by name: what a torch module is traced with;
             for an ONNX model their shapes are used as `shapes` would be
+    constants  values of inputs of an ONNX model that are the same in every run, such as the target of a
+            Reshape: they are compiled in, and are no inputs of the result
 
     Raises InputError (source or shapes that do not fit), ModelError (not a valid model), UnsupportedError
     (a valid model with operators or forms that bitsmith cannot compile: lists all of them).
@@ -48,22 +51,24 @@ def load_model(
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         _refuse_other_formats(path)
-        return _load_onnx(path, shapes, inputs)
+        return _load_onnx(path, shapes, inputs, constants)
     # Compared by name: asking isinstance would import torch or onnx for a source that is neither.
     names = {f"{base.__module__}.{base.__qualname__}" for base in type(source).__mro__}
     if "torch.nn.modules.module.Module" in names:
         from .torch import load_torch
 
+        if constants:
+            raise InputError("constants= is for ONNX models: bind a module's arguments in Python")
         return load_torch(source, shapes, inputs)
     if any(name.startswith("onnx.") and name.endswith(".ModelProto") for name in names):
-        return _load_onnx(source, shapes, inputs)
+        return _load_onnx(source, shapes, inputs, constants)
     raise InputError(f"cannot load a {type(source).__module__}.{type(source).__qualname__}: give {ACCEPTED}")
 
 
-def _load_onnx(source: Any, shapes: Any, inputs: Any) -> Graph:
+def _load_onnx(source: Any, shapes: Any, inputs: Any, constants: Any) -> Graph:
     from .onnx import load_onnx
 
-    return load_onnx(source, shapes, inputs)
+    return load_onnx(source, shapes, inputs, constants=constants)
 
 
 def _refuse_other_formats(path: Path) -> None:

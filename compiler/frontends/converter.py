@@ -21,6 +21,14 @@ class UnsupportedForm(Exception):
     """A rule's way to say that it converts the operator, but not this form of it. The message is the hint."""
 
 
+class ValueNeeded(UnsupportedForm):
+    """A rule must know `value` (an ONNX name) at import, but it is computed at run time."""
+
+    def __init__(self, value: str, what: str) -> None:
+        super().__init__(f"its {what} must be constant, but is computed at run time")
+        self.value = value
+
+
 @dataclass(frozen=True)
 class OnnxNode:
     """An ONNX node in plain Python: attributes as int, float, str, lists of these, or arrays.
@@ -118,7 +126,7 @@ class Converter:
         """The input's value. Raises UnsupportedForm when it is computed at run time."""
         array = self.constant(node, index)
         if array is None:
-            raise UnsupportedForm(f"its {what} must be constant, but is computed at run time")
+            raise ValueNeeded(node.inputs[index] if node.has_input(index) else "", what)
         return array
 
     def value(self, node: OnnxNode, index: int = 0) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 from ..errors import InternalError, ModelError, UnsupportedError
 from ..ir import DTYPES, Graph, TensorType
 from ..ops import OPS, TypeRuleError
-from .converter import Converter, OnnxNode, Result, UnsupportedForm, numbered
+from .converter import Converter, OnnxNode, Result, UnsupportedForm, ValueNeeded, numbered
+from .onnx_constants import bind_inputs, sources
 from .onnx_fold import fold, foldable, too_large
 from .onnx_ops import RULES, hint_of
 from .onnx_read import first_line, graphs_of, read_onnx, to_array
@@ -35,6 +36,7 @@ def load_onnx(
     shapes: Shapes | None = None,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     label: str = "",
+    constants: Mapping[str, Any] | None = None,
 ) -> Graph:
     """The graph of an ONNX file or ModelProto; see `load_model` for arguments and errors.
 
@@ -42,13 +44,14 @@ def load_onnx(
     """
     label = label or (str(source) if isinstance(source, Path) else f"ONNX model {source.graph.name!r}")
     model = read_onnx(source, label)
+    bind_inputs(model, constants or {})
     names = _layer_names(model)
     _copy_passed_inputs(model)
     given = dict(example_shapes(model, inputs)) if inputs is not None else {}
     fix_shapes(model, {**given, **(shapes or {})}, label)
     model = _optimized(model, label)
     title = source.stem if isinstance(source, Path) else model.graph.name
-    return _convert(model, title or "model", label, names)
+    return _convert(model, title or "model", label, names, constant_allowed=bool(constants))
 
 
 @contextmanager
@@ -102,14 +105,16 @@ def _layer_names(model: Any) -> dict[str, str]:
     return table
 
 
-def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Graph:
+def _convert(
+    model: Any, title: str, label: str, names: Mapping[str, str], constant_allowed: bool = False
+) -> Graph:
     work = _Import(model, label, names, Converter(title, _value_names(model.graph)))
     work.add_inputs()
     for proto in model.graph.node:
         work.add_node(proto)
     work.raise_unsupported()
     outputs = [value.name for value in model.graph.output]
-    if not any(name in work.converter.values for name in outputs):
+    if not constant_allowed and not any(name in work.converter.values for name in outputs):
         raise ModelError(f"{label}: its outputs do not depend on its inputs")
     graph = work.converter.finish({name: work.declared(name) for name in outputs})
     _check_sizes(graph, label)
@@ -184,6 +189,7 @@ class _Import:
     weights: set[str] = field(default_factory=set)
     types: Mapping[str, TensorType] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)  # values that a node reads or the model returns
+    needed: set[str] = field(default_factory=set)  # inputs that decide what must be known at import
 
     def add_inputs(self) -> None:
         graph = self.model.graph
@@ -274,6 +280,8 @@ class _Import:
             results = rule(self.converter, node)
         except (UnsupportedForm, TypeRuleError) as problem:
             self._report(node, str(problem))
+            if isinstance(problem, ValueNeeded):
+                self.needed |= sources(self.model.graph, problem.value)
             return False
         except (ArithmeticError, LookupError, TypeError, ValueError, InternalError) as error:
             # The checker knows names and types of attributes, not whether their numbers make sense together.
@@ -297,4 +305,13 @@ class _Import:
         for (op, hint), nodes in sorted(self.problems.items(), key=lambda item: (-len(item[1]), item[0])):
             examples = ", ".join(nodes[:3]) + (", ..." if len(nodes) > 3 else "")
             lines.append(f"  {op} x {len(nodes)}: {hint} (nodes: {examples})")
-        raise UnsupportedError("\n".join([f"{self.label}: bitsmith cannot compile these operators:", *lines]))
+        if self.needed:
+            wanted = ", ".join(f"{name!r}: ..." for name in sorted(self.needed))
+            lines.append(
+                f"If these inputs are always the same, compile their values in: constants={{{wanted}}}"
+            )
+        error = UnsupportedError(
+            "\n".join([f"{self.label}: bitsmith cannot compile these operators:", *lines])
+        )
+        error.inputs = tuple(sorted(self.needed))
+        raise error

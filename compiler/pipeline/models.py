@@ -37,6 +37,7 @@ def load(
     *,
     shapes: Mapping[str, int | Sequence[int]] | None = None,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Graph:
     """The graph of an ONNX file, an `onnx.ModelProto` or a `torch.nn.Module`, with static shapes.
 
@@ -44,12 +45,15 @@ def load(
             for a named
             dimension
     inputs  example inputs, in order or by name: what a torch module is traced with
+    constants
+            values of inputs of an ONNX model that are the same in every run, such as the target of a Reshape:
+            they are compiled in, and are no inputs of the result
 
     Raises InputError, ModelError (not a valid model) or UnsupportedError (lists all that cannot be compiled).
     """
     from ..frontends import load_model
 
-    return load_model(source, shapes=shapes, inputs=inputs)
+    return load_model(source, shapes=shapes, inputs=inputs, constants=constants)
 
 
 def compile(
