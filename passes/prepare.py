@@ -17,10 +17,12 @@ from .fold_constants import fold_constants
 from .fold_pads import fold_pads
 from .fold_scale_shift import fold_scale_and_shift
 from .fuse_activations import fuse_activations
+from .fuse_products import fuse_products
 from .fuse_residuals import fuse_residuals
 from .layout import move_channels_last
 from .pass_base import Pass, run_passes
 from .recognise_activations import recognise_activations
+from .recognise_gelu import recognise_gelu
 from .recognise_norms import recognise_norms
 from .simplify_moves import simplify_moves
 
@@ -36,6 +38,8 @@ PASSES = (
     Pass("scale and shift", fold_scale_and_shift),
     # 3. nodes into layers
     Pass("recognise activations", recognise_activations),
+    Pass("recognise gelu", recognise_gelu),
+    Pass("fuse products", fuse_products),
     Pass("dead code after recognising", remove_dead_code),
     Pass("fuse activations", fuse_activations),
     Pass("fuse residuals", fuse_residuals),

@@ -22,6 +22,7 @@ from .kernels.epilogue import Epilogue, small
 from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
+from .tensor_rules import TENSOR_RULES
 
 STACK_BYTES = 2 << 20
 """What a kernel may keep on the stack: threads have 8 MiB as a rule."""
@@ -257,6 +258,7 @@ def _mean(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall |
 
 
 RULES: dict[str, Rule] = {
+    **TENSOR_RULES,
     "conv2d": _conv2d,
     "linear": _linear,
     **{name: _activation for name in ACTIVATIONS if name != "none"},

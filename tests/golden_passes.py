@@ -22,9 +22,11 @@ from bitsmith.passes.fold_constants import fold_constants
 from bitsmith.passes.fold_pads import fold_pads
 from bitsmith.passes.fold_scale_shift import fold_scale_and_shift
 from bitsmith.passes.fuse_activations import fuse_activations
+from bitsmith.passes.fuse_products import fuse_products
 from bitsmith.passes.fuse_residuals import fuse_residuals
 from bitsmith.passes.layout import move_channels_last
 from bitsmith.passes.recognise_activations import recognise_activations
+from bitsmith.passes.recognise_gelu import recognise_gelu
 from bitsmith.passes.recognise_norms import recognise_norms
 from bitsmith.passes.simplify_moves import simplify_moves
 
@@ -38,9 +40,11 @@ PASSES = {
     "fold_pads": fold_pads,
     "fold_scale_shift": fold_scale_and_shift,
     "fuse_activations": fuse_activations,
+    "fuse_products": fuse_products,
     "fuse_residuals": fuse_residuals,
     "layout": move_channels_last,
     "recognise_activations": recognise_activations,
+    "recognise_gelu": recognise_gelu,
     "recognise_norms": recognise_norms,
     "simplify_moves": simplify_moves,
 }

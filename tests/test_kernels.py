@@ -15,6 +15,7 @@ from bitsmith.targets.build import build
 from bitsmith.targets.selection import select
 from bitsmith.targets.target import TARGETS
 from kernel_cases import LAYERS, OTHERS, Q8, conv, random_conv
+from kernel_cases_tensor import TENSORS
 from one_graph import ManyNodes, agree
 
 HERE = [name for name, target in TARGETS.items() if target.runs_here]
@@ -24,6 +25,7 @@ CASES = {
     **{f"{op.name}-{i}": (op.name, sample) for op in OPS.values() for i, sample in enumerate(op.samples)},
     **LAYERS,
     **OTHERS,
+    **TENSORS,
 }
 
 

@@ -5,7 +5,8 @@ from .compare import COMPARE
 from .conv import CONV2D
 from .elementwise import ELEMENTWISE
 from .index import GATHERS
-from .linear import LINEAR, MATMUL
+from .linear import LINEAR
+from .matmul import ATTENTION, MATMUL
 from .norm import NORMS
 from .opdef import OpDef, Sample, TypeRuleError
 from .pool import POOLS
@@ -20,6 +21,7 @@ OPS: dict[str, OpDef] = {
         CONV2D,
         LINEAR,
         MATMUL,
+        ATTENTION,
         *ELEMENTWISE,
         *COMPARE,
         *GATHERS,

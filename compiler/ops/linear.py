@@ -1,4 +1,4 @@
-"""Products: linear (weights known, float or int8) and matmul (both operands computed)."""
+"""linear: the product with known weights, float or int8 (matmul.py has those of computed operands)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ..ir import TensorType
 from .activations import activate_relax
 from .epilogue import EPILOGUE_ATTRS, check_epilogue, check_residual, finish
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, broadcast_shapes, given, present, require
+from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, present, require
 
 
 def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -91,49 +91,4 @@ LINEAR = OpDef(
     flops=lambda types, outs, attrs: 2 * outs[0].size * given(types, 1).shape[1],
     relax=_relax,
     layer=True,
-)
-
-
-def _infer_matmul(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    a, b = types
-    assert a is not None and b is not None
-    require(a.dtype == b.dtype == "float32", f"matmul takes float32, got {a.dtype} and {b.dtype}")
-    require(len(a.shape) >= 2 and len(b.shape) >= 2, f"matmul takes matrices, got {a} and {b}")
-    require(a.shape[-1] == b.shape[-2], f"inner dimensions of {a} and {b} differ")
-    batch = broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    return (TensorType((*batch, a.shape[-2], b.shape[-1])),)
-
-
-def _reference_matmul(inputs: Sequence[Any], attrs: Attrs) -> Any:
-    return inputs[0] @ inputs[1]
-
-
-def _relax_matmul(args: Sequence[Any], attrs: Attrs) -> Any:
-    from tvm import relax
-
-    return relax.op.matmul(args[0], args[1])
-
-
-def _couple_matmul(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
-    a, b = types
-    assert a is not None and b is not None
-    out = max(len(a.shape), len(b.shape))
-    rows = frozenset({("a", len(a.shape) - 2), ("y", out - 2)})
-    columns = frozenset({("b", len(b.shape) - 1), ("y", out - 1)})
-    return rows, columns, frozenset({("a", len(a.shape) - 1), ("b", len(b.shape) - 2)})
-
-
-MATMUL = OpDef(
-    name="matmul",
-    inputs=("a", "b"),
-    required=2,
-    infer=_infer_matmul,
-    reference=_reference_matmul,
-    samples=(
-        Sample((TensorType((2, 5, 7)), TensorType((2, 7, 3)))),
-        Sample((TensorType((4, 6)), TensorType((3, 6, 8)))),
-    ),
-    couple=_couple_matmul,
-    flops=lambda types, outs, attrs: 2 * outs[0].size * given(types, 0).shape[-1],
-    relax=_relax_matmul,
 )

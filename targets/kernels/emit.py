@@ -177,3 +177,8 @@ def erf(x: Any, lanes: int) -> Any:
         p = p * t + splat(c, f, lanes)
     y = one - p * t * exp(splat(0.0, f, lanes) - a * a, lanes)
     return tirx.Select(x < splat(0.0, f, lanes), splat(0.0, f, lanes) - y, y)
+
+
+def shuffle_two(a: Any, b: Any, lanes: tuple[int, ...]) -> Any:
+    """The chosen lanes of two vectors, those of the second numbered on from the first's."""
+    return tirx.Shuffle([a, b], [tirx.const(i, "int32") for i in lanes])

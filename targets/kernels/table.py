@@ -11,8 +11,10 @@ from .gemm import emit_gemm
 from .gemm_spec import GemmSpec
 from .pointwise import CopySpec, PointwiseSpec, emit_copy, emit_pointwise
 from .pool import MeanSpec, PoolSpec, emit_mean, emit_pool
+from .tensor_table import TENSOR_EMITTERS
 
 EMITTERS: dict[type, Callable[[Any, str], Any]] = {
+    **TENSOR_EMITTERS,
     GemmSpec: emit_gemm,
     DepthwiseSpec: emit_depthwise,
     PointwiseSpec: emit_pointwise,

@@ -1,0 +1,219 @@
+"""Attention in one kernel: scores live in a scratch of a few rows, never in memory.
+
+A task is one head (or a part of its queries, where there are few heads):
+
+    keys <- k transposed into panels;  values <- v into panels
+    for each tile of queries:
+        scores <- q k^T * scale + mask
+        scores <- exp(scores - max of the row);  sum of the row
+        y <- scores v / sum
+
+The scores of a tile and the panels of one head fit the first two levels of cache for thousands of keys, so
+that cutting keys into blocks with a running maximum gains nothing (Dao et al., "FlashAttention", 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from . import emit
+from .matmul import batch_offset
+from .partial import load_part, store_part
+from .product import Blocks, Matrix, each_tile, pack, tile, tiling_of_two
+from .tiling import Split
+from .vectors import across
+
+FEW_HEADS = 8
+PART_TILES = 16
+"""Tiles of queries of a task where heads are few: enough to pay for packing the keys again."""
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """y[b, i] = sum over j of softmax(scale * q[b, i] . k[b, :] + mask[b, i, :])[j] * v[b, j]"""
+
+    lanes: int
+    registers: int
+    batch: tuple[int, ...]
+    queries: int
+    keys: int
+    features: int
+    outputs: int
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    y: Matrix
+    mask: Matrix | None
+    scale: float
+
+    @cached_property
+    def tiling(self) -> tuple[Split, Blocks, Blocks]:
+        """Tiles of queries, blocks of keys, blocks of outputs."""
+        columns, depths = (self.keys, self.outputs), (self.features, self.keys)
+        return tiling_of_two(self.queries, columns, depths, self.lanes, self.registers)
+
+    @property
+    def rows(self) -> Split:
+        return self.tiling[0]
+
+    @property
+    def key_blocks(self) -> Blocks:
+        return self.tiling[1]
+
+    @property
+    def value_blocks(self) -> Blocks:
+        return self.tiling[2]
+
+    @property
+    def stack_bytes(self) -> int:
+        panels = self.key_blocks.columns * self.features + self.value_blocks.columns * self.keys
+        return 4 * (panels + self.rows.sizes()[0][0] * (self.key_blocks.columns + 1))
+
+    @property
+    def parts(self) -> int:
+        """Tasks of one head."""
+        return 1 if math.prod(self.batch) >= FEW_HEADS else -(-self.rows.count // PART_TILES)
+
+    @property
+    def tasks(self) -> int:
+        return math.prod(self.batch) * self.parts
+
+
+def attention_params(spec: AttentionSpec) -> list[tuple[str, str]]:
+    """(name, element type) of the kernel's pointers, in order."""
+    names = ("q", "k", "v", "mask", "y") if spec.mask else ("q", "k", "v", "y")
+    return [(name, "float32") for name in names]
+
+
+def emit_attention(spec: AttentionSpec, name: str) -> Any:
+    """The PrimFunc."""
+    return emit.kernel(name, attention_params(spec), lambda *args: _Attention(spec, args).body())
+
+
+class _Attention:
+    """Emits one kernel. `at` holds the offset of the task's head in every operand."""
+
+    def __init__(self, spec: AttentionSpec, args: tuple[Any, ...]) -> None:
+        *buffers, self.begin, self.end = args
+        self.spec = spec
+        self.buffers = dict(zip((n for n, _ in attention_params(spec)), buffers, strict=True))
+        self.width = spec.key_blocks.columns
+        tallest = spec.rows.sizes()[0][0]
+        self.keys = emit.local(self.width * spec.features, "float32")
+        self.values = emit.local(spec.value_blocks.columns * spec.keys, "float32")
+        self.scores = emit.local(tallest * self.width, "float32")
+        self.sums = emit.local(tallest, "float32")
+        self.at: dict[str, Any] = {}
+
+    def body(self) -> None:
+        s = self.spec
+        operands = {"q": s.q, "k": s.k, "v": s.v, "y": s.y, **({"mask": s.mask} if s.mask else {})}
+
+        def one(task: Any) -> None:
+            head = task // s.parts if s.parts > 1 else task
+            self.at = {n: batch_offset(head, s.batch, m.batch) for n, m in operands.items()}
+            transposed = Matrix((), s.k.col, s.k.row)
+            self.pack("k", self.keys, transposed, s.features, s.key_blocks)
+            self.pack("v", self.values, s.v, s.keys, s.value_blocks)
+            first: Any = 0
+            end: Any = s.rows.count
+            if s.parts > 1:
+                first = task % s.parts * PART_TILES
+                end = emit.vmin(first + PART_TILES, s.rows.count)
+            each_tile(s.rows, first, end, self.tile)
+
+        emit.over(self.begin, self.end, one)
+
+    def pack(self, name: str, panels: Any, matrix: Matrix, depth: int, blocks: Blocks) -> None:
+        def block(index: Any, vectors: int, valid: int) -> None:
+            to = index * blocks.width * blocks.lanes
+            first = self.at[name] + to * matrix.col
+            pack(panels, to * depth, self.buffers[name], first, matrix, depth, vectors, valid, blocks.lanes)
+
+        blocks.each(block)
+
+    def tile(self, row: Any, rows: int) -> None:
+        self.score(row, rows)
+        with emit.loop(0, rows) as i:
+            self.exponentials(i)
+        self.combine(row, rows)
+
+    def score(self, row: Any, rows: int) -> None:
+        s, lanes = self.spec, self.spec.lanes
+        base = self.at["q"] + row * s.q.row
+
+        def block(index: Any, vectors: int, valid: int) -> None:
+            column = index * s.key_blocks.width * lanes
+
+            def put(i: int, v: int, value: Any) -> None:
+                here = valid if v == vectors - 1 else lanes
+                value = self.masked(value, row + i, column + v * lanes, here)
+                emit.store(self.scores, i * self.width + column + v * lanes, value, lanes)
+                for lane in range(here, lanes):  # keys that do not exist
+                    beyond = emit.splat(-math.inf, "float32", 1)
+                    emit.store(self.scores, i * self.width + column + v * lanes + lane, beyond)
+
+            tile(
+                rows, vectors, lanes, s.features,
+                lambda i, t: emit.load(self.buffers["q"], base + i * s.q.row + t * s.q.col),
+                lambda v, t: emit.load(self.keys, column * s.features + (t * vectors + v) * lanes, lanes),
+                put,
+            )  # fmt: skip
+
+        s.key_blocks.each(block)
+
+    def masked(self, value: Any, row: Any, column: Any, valid: int) -> Any:
+        s, lanes = self.spec, self.spec.lanes
+        value = value if s.scale == 1.0 else value * emit.splat(s.scale, "float32", lanes)
+        if not s.mask:
+            return value
+        at = self.at["mask"] + row * s.mask.row + column * s.mask.col
+        if s.mask.col == 1:
+            return value + load_part(self.buffers["mask"], "float32", at, lanes, valid)
+        return value + emit.splat(emit.load(self.buffers["mask"], at), "float32", lanes)
+
+    def exponentials(self, i: Any) -> None:
+        """Row i of the scores in place, and its sum."""
+        lanes, at = self.spec.lanes, i * self.width
+        most = emit.local(1, emit.vector("float32", lanes))
+        emit.store(most, 0, emit.load(self.scores, at, lanes))
+        with emit.loop(1, self.width // lanes) as j:
+            emit.store(most, 0, emit.vmax(emit.load(most, 0), emit.load(self.scores, at + j * lanes, lanes)))
+        top, total = emit.local(1, "float32"), emit.local(1, emit.vector("float32", lanes))
+        emit.store(top, 0, across(emit.load(most, 0), lanes, emit.vmax))
+        emit.store(total, 0, emit.splat(0.0, "float32", lanes))
+        with emit.loop(0, self.width // lanes) as j:
+            shifted = emit.load(self.scores, at + j * lanes, lanes) - emit.splat(
+                emit.load(top, 0), "float32", lanes
+            )
+            emit.store(self.scores, at + j * lanes, emit.exp(shifted, lanes), lanes)
+            done = emit.load(self.scores, at + j * lanes, lanes)
+            emit.store(total, 0, emit.load(total, 0) + done)
+        emit.store(self.sums, i, across(emit.load(total, 0), lanes, lambda a, b: a + b))
+
+    def combine(self, row: Any, rows: int) -> None:
+        s, lanes = self.spec, self.spec.lanes
+        to = self.at["y"] + row * s.y.row
+
+        def block(index: Any, vectors: int, valid: int) -> None:
+            column = index * s.value_blocks.width * lanes
+
+            def put(i: int, v: int, value: Any) -> None:
+                inverse = emit.splat(1.0, "float32", 1) / emit.load(self.sums, i)
+                here = valid if v == vectors - 1 else lanes
+                value = value * emit.splat(inverse, "float32", lanes)
+                store_part(
+                    self.buffers["y"], "float32", to + i * s.y.row + column + v * lanes, value, lanes, here
+                )
+
+            tile(
+                rows, vectors, lanes, s.keys,
+                lambda i, t: emit.load(self.scores, i * self.width + t),
+                lambda v, t: emit.load(self.values, column * s.keys + (t * vectors + v) * lanes, lanes),
+                put,
+            )  # fmt: skip
+
+        s.value_blocks.each(block)

@@ -1,0 +1,14 @@
+"""The rows of table.py for kernels of networks on sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .attention import AttentionSpec, emit_attention
+from .matmul import MatmulSpec, emit_matmul
+
+TENSOR_EMITTERS: dict[type, Callable[[Any, str], Any]] = {
+    MatmulSpec: emit_matmul,
+    AttentionSpec: emit_attention,
+}

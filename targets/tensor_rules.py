@@ -1,0 +1,16 @@
+"""The rows of selection.py for operators of networks on sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..compiler.ir import Graph, Node
+from .call import KernelCall
+from .isa import Isa
+from .products import attention, matmul
+
+TENSOR_RULES: dict[str, Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]] = {
+    "matmul": matmul,
+    "attention": attention,
+}

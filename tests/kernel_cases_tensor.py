@@ -1,0 +1,68 @@
+"""Nodes of networks on sequences, at the edges of what kernels are cut for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bitsmith.compiler.ir import TensorType
+from bitsmith.compiler.ops import Sample
+
+HEADS: dict[str, Any] = {f"{name}_perm": (0, 2, 1, 3) for name in "qkvy"}
+
+
+def floats(*shapes: tuple[int, ...], low: float = -2.0, high: float = 2.0, **attrs: Any) -> Sample:
+    return Sample(tuple(TensorType(s) for s in shapes), attrs, low, high)
+
+
+PRODUCTS: dict[str, tuple[str, Sample]] = {
+    "product of vectors": ("matmul", floats((1, 9), (9, 1))),
+    "outer product": ("matmul", floats((7, 1), (1, 19))),
+    "one row": ("matmul", floats((1, 33), (33, 70))),
+    "one row, transposed": ("matmul", floats((1, 33), (70, 33), b_perm=(1, 0))),
+    "one column": ("matmul", floats((21, 33), (33, 1))),
+    "batch of single rows with one matrix": ("matmul", floats((4, 3, 1, 8), (8, 17))),
+    "many rows with one matrix": ("matmul", floats((3, 5, 11), (11, 24))),
+    "one matrix with many": ("matmul", floats((5, 11), (3, 11, 24), scale=-0.5)),
+    "batches that broadcast both ways": ("matmul", floats((2, 1, 5, 7), (3, 7, 9))),
+    "empty batch axes": ("matmul", floats((1, 1, 6, 40), (1, 1, 40, 20))),
+    "transposed left": ("matmul", floats((2, 13, 10), (2, 13, 18), a_perm=(0, 2, 1))),
+    "both transposed": ("matmul", floats((13, 50), (30, 13), a_perm=(1, 0), b_perm=(1, 0))),
+    "transposed right, odd": ("matmul", floats((3, 19, 37), (3, 29, 37), b_perm=(0, 2, 1))),
+    "strides of every kind": (
+        "matmul",
+        floats((3, 9, 2, 5), (8, 3, 5, 2), a_perm=(0, 2, 1, 3), b_perm=(1, 3, 2, 0), y_perm=(2, 1, 0, 3)),
+    ),
+    "rows cut into chunks": ("matmul", floats((300, 40), (40, 56))),
+    "long sums": ("matmul", floats((37, 1300), (1300, 43), low=-0.2, high=0.2)),
+    "long sums, transposed": (
+        "matmul",
+        floats((2, 19, 1100), (2, 11, 1100), b_perm=(0, 2, 1), low=-0.2, high=0.2),
+    ),
+    "one query": ("attention", floats((2, 3, 1, 8), (2, 3, 20, 8), (2, 3, 20, 16))),
+    "one key": ("attention", floats((2, 5, 8), (2, 1, 8), (2, 1, 3))),
+    "one feature": ("attention", floats((2, 5, 1), (2, 9, 1), (2, 9, 1))),
+    "queries without heads": ("attention", floats((90, 24), (75, 24), (75, 40), scale=0.2)),
+    "many queries of few heads": (
+        "attention",
+        floats((1, 200, 2, 16), (1, 33, 2, 16), (1, 33, 2, 16), **HEADS),
+    ),
+    "heads share keys": ("attention", floats((2, 4, 6, 8), (2, 1, 7, 8), (1, 7, 8))),
+    "mask of queries and keys": (
+        "attention",
+        floats((1, 9, 2, 8), (1, 13, 2, 8), (1, 13, 2, 8), (9, 13), **HEADS, scale=0.3),
+    ),
+    "mask of queries": ("attention", floats((2, 9, 8), (2, 13, 8), (2, 13, 8), (9, 1))),
+    "mask of the batch": (
+        "attention",
+        floats((3, 7, 2, 8), (3, 10, 2, 8), (3, 10, 2, 8), (3, 1, 1, 10), **HEADS, low=-3, high=3),
+    ),
+    "one number as mask": ("attention", floats((2, 9, 8), (2, 13, 8), (2, 13, 8), ())),
+    "scores far apart": ("attention", floats((2, 9, 8), (2, 13, 8), (2, 13, 8), low=-20, high=20)),
+    "keys beside features": (
+        "attention",
+        floats((2, 6, 11), (2, 11, 17), (2, 9, 17), q_perm=(), k_perm=(0, 2, 1), v_perm=(0, 2, 1)),
+    ),
+}
+"""By name: (operator, sample)."""
+
+TENSORS = {**PRODUCTS}

@@ -1,0 +1,71 @@
+"""Kernels of networks on sequences: vectors twice as wide as this machine's, masks of infinities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from bitsmith.compiler.builder import GraphBuilder
+from bitsmith.compiler.ops import OPS
+from bitsmith.compiler.reference import run_reference
+from bitsmith.targets.build import build
+from bitsmith.targets.isa import ISAS
+from bitsmith.targets.selection import select
+from bitsmith.targets.target import TARGETS, Target
+from kernel_cases_tensor import TENSORS
+from one_graph import ManyNodes, agree
+
+# LLVM makes two registers of each vector: AVX-512's kernels, but for their instructions, on AVX2.
+WIDE = Target("wide", replace(ISAS["avx2"], lanes=16, registers=32), "AVX2 with vectors of two registers")
+HERE = next(target for target in TARGETS.values() if target.runs_here)
+OWN = {
+    **{f"{name}-{i}": (name, s) for name in ("matmul", "attention") for i, s in enumerate(OPS[name].samples)},
+    **TENSORS,
+}
+
+needs_avx2 = pytest.mark.skipif(not TARGETS["x86-64-avx2"].runs_here, reason="needs AVX2")
+
+
+@lru_cache
+def wide_outcomes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    many = ManyNodes()
+    names = {case: many.add(*OWN[case]) for case in OWN}
+    graph = many.graph()
+    want = run_reference(graph, many.feeds)
+    with build(graph, WIDE) as artifact:
+        got = artifact.run(**many.feeds)
+    return {case: (got[name], want[name]) for case, name in names.items()}
+
+
+@needs_avx2
+@pytest.mark.parametrize("case", OWN)
+def test_wide_vectors(case: str) -> None:
+    agree(*wide_outcomes()[case], case)
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_every_case_has_a_kernel_of_ours(case: str) -> None:
+    many = ManyNodes()
+    many.add(*TENSORS[case])
+    graph = many.graph()
+    for isa in ISAS.values():
+        assert select(graph, graph.nodes[0], isa) is not None, isa.name
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, float(np.finfo(np.float32).min), -10000.0])
+def test_masked_keys_count_nothing(hidden: float) -> None:
+    rng = np.random.default_rng(3)
+    b = GraphBuilder("masked")
+    inputs = [b.input(n, (1, 11, 2, 8)) for n in "qkv"] + [b.input("mask", (1, 1, 1, 11))]
+    graph = b.finish([b.add("attention", inputs, **{f"{n}_perm": (0, 2, 1, 3) for n in "qkvy"})])
+    feeds = {n: rng.normal(size=(1, 11, 2, 8)).astype(np.float32) for n in "qkv"}
+    feeds["mask"] = np.where(np.arange(11) < 6, 0.0, hidden).astype(np.float32).reshape(1, 1, 1, 11)
+    seen = {n: (a[:, :6] if n in "kv" else a[..., :6] if n == "mask" else a) for n, a in feeds.items()}
+    c = GraphBuilder("seen")
+    inputs = [c.input(n, a.shape) for n, a in seen.items()]
+    cut = c.finish([c.add("attention", inputs, **{f"{n}_perm": (0, 2, 1, 3) for n in "qkvy"})])
+    with build(graph, HERE) as artifact:
+        got = artifact.run(**feeds)
+    agree(got[graph.outputs[0]], run_reference(cut, seen)[cut.outputs[0]], "masked")
