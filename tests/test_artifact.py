@@ -15,7 +15,7 @@ import bitsmith
 import numpy as np
 import pytest
 import tiny_program as tiny
-from bitsmith.compiler.artifact import Artifact, check_replaceable
+from bitsmith.compiler.artifact import Artifact, check_files, check_replaceable, read_manifest
 from bitsmith.compiler.artifact import open as open_artifact
 from bitsmith.compiler.errors import ArtifactError, InputError, OutputError
 
@@ -252,7 +252,18 @@ def _edit_manifest(place: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 
 def _flip(at: int) -> Callable[[bytes], bytes]:
-    return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    return lambda data: data[: at % len(data)] + bytes([data[at] ^ 1]) + data[at % len(data) + 1 :]
+
+
+def _swap(first: int, second: int) -> Callable[[bytes], bytes]:
+    """Two words of eight bytes change places."""
+
+    def change(data: bytes) -> bytes:
+        words = [data[i : i + 8] for i in range(0, len(data), 8)]
+        words[first], words[second] = words[second], words[first]
+        return b"".join(words)
+
+    return change
 
 
 @pytest.mark.parametrize("name", ["model.so", "weights.bin"])
@@ -262,16 +273,25 @@ def _flip(at: int) -> Callable[[bytes], bytes]:
         (lambda data: data[:-1], "has [0-9]+ bytes, not"),
         (lambda data: b"", "has 0 bytes"),
         (lambda data: data + b"x", "has [0-9]+ bytes, not"),
-        (_flip(0), "SHA-256 differs"),
-        (_flip(1000), "SHA-256 differs"),
+        (_flip(0), ""),
+        (_flip(1000), ""),
+        (_flip(-1), ""),
+        (_swap(0, 5), ""),
+        (lambda data: bytes(len(data)), ""),
     ],
 )
 def test_damaged_files_are_refused(
     place: Path, name: str, change: Callable[[bytes], bytes], message: str
 ) -> None:
+    """By `open`, whose checksum of the weights is the library's own, and by `check_files`."""
     _edit(place, name, change)
-    with pytest.raises(ArtifactError, match=f"is damaged: {name} .*{message}"):
+    checksum = "weights.bin is damaged or another model's: its checksum"
+    with pytest.raises(
+        ArtifactError, match=f"is damaged: {name} .*{message or 'SHA-256 differs'}|{checksum}"
+    ):
         open_artifact(place)
+    with pytest.raises(ArtifactError, match=f"is damaged: {name} .*{message or 'SHA-256 differs'}"):
+        check_files(place, read_manifest(place))
 
 
 @pytest.mark.parametrize("name", ["model.so", "weights.bin", "manifest.json"])

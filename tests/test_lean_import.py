@@ -130,3 +130,16 @@ def test_folders_of_the_same_name_do_not_shadow(tmp_path):
     python(
         "import bitsmith, bitsmith.search, bitsmith.compiler.ir, bitsmith.targets, bitsmith.passes", tmp_path
     )
+
+
+def test_open_loads_little_of_ours_and_no_compression_formats(tmp_path):
+    """What a deployed program waits for at every start."""
+    code = (
+        "import sys, numpy\nbefore = set(sys.modules)\nimport bitsmith\nbitsmith.open\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    loaded = set(python(code, tmp_path).split())
+    ours = {name for name in loaded if name.split(".")[0] == "bitsmith"} - {"bitsmith", "bitsmith.search"}
+    artifact = {f"artifact{part}" for part in ("", ".artifact", ".manifest", ".native", ".store")}
+    assert ours == {"bitsmith.compiler", *(f"bitsmith.compiler.{name}" for name in {"errors", *artifact})}
+    assert not loaded & {"shutil", "lzma", "bz2"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,6 +64,8 @@ def sha256_file(path: Path) -> str:
 @contextmanager
 def _staged(directory: Path) -> Iterator[Path]:
     """A fresh directory that takes the place of `directory` when the block succeeds, else vanishes."""
+    import shutil
+
     place = Path(os.path.realpath(directory))
     stage = place.with_name(f".bitsmith-{os.urandom(8).hex()}.tmp")
     try:
@@ -146,6 +147,8 @@ def _move(stage: Path, place: Path) -> None:
     if not place.exists():
         os.rename(stage, place)
         return
+    import shutil
+
     old = stage.with_suffix(".old")
     os.rename(place, old)
     try:
