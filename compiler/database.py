@@ -1,13 +1,15 @@
 """Measured kernel times, kept between runs: a SQLite file that all searches on a machine share.
 
 A time is known by (target fingerprint, kernel key, toolchain): the chip with its instruction sets, what the
-kernel computes and how it was generated, and the compiler that made it. Several processes may read and write
+kernel computes and how it was generated, and the compiler that made it. The limits of a machine
+(targets/peaks.py) are known by fingerprint and toolchain. Several processes may read and write
 at once (write-ahead log, short transactions); whoever writes last wins. The file holds nothing that cannot be
 measured again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from .errors import InputError, OutputError
@@ -22,13 +25,21 @@ from .errors import InputError, OutputError
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 SLICE = 400  # keys per query: SQLite limits the number of parameters
-CREATE = """
+CREATE = (
+    """
 CREATE TABLE IF NOT EXISTS kernel_times (
     target TEXT NOT NULL, kernel TEXT NOT NULL, toolchain TEXT NOT NULL,
     median_us REAL NOT NULL, spread_us REAL NOT NULL, n INTEGER NOT NULL, measured_at REAL NOT NULL,
     PRIMARY KEY (target, kernel, toolchain)
 ) WITHOUT ROWID
-"""
+""",
+    """
+CREATE TABLE IF NOT EXISTS peaks (
+    target TEXT NOT NULL, toolchain TEXT NOT NULL, found TEXT NOT NULL, measured_at REAL NOT NULL,
+    PRIMARY KEY (target, toolchain)
+) WITHOUT ROWID
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,8 @@ class Database:
             ) from None
         with self._transaction() as db:
             self._check_version(db)
-            db.execute(CREATE)
+            for table in CREATE:
+                db.execute(table)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def get_many(self, target: str, toolchain: str, kernels: Iterable[str]) -> dict[str, KernelTime]:
@@ -103,6 +115,19 @@ class Database:
                     for kernel, t in times.items()
                 ],
             )
+
+    def get_peaks(self, target: str, toolchain: str) -> dict[str, Any] | None:
+        """The limits of a machine as they were put; None when they are not known."""
+        query = "SELECT found FROM peaks WHERE target = ? AND toolchain = ?"
+        with self._transaction() as db:
+            row = db.execute(query, (target, toolchain)).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
+
+    def put_peaks(self, target: str, toolchain: str, found: Mapping[str, Any]) -> None:
+        """Stores the limits of a machine, JSON data, in place of those that are there."""
+        values = (target, toolchain, json.dumps(found, allow_nan=False), time.time())
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO peaks VALUES (?, ?, ?, ?)", values)
 
     def count(self) -> int:
         """Number of times stored, over all targets."""

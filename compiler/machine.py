@@ -22,6 +22,8 @@ PACKAGES = (
     *("onnxscript", "onnxruntime", "optuna", "scipy"),
 )
 
+USUAL_CACHES = (32 << 10, 512 << 10, 16 << 20)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -84,6 +86,22 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         limit = cores
     return min(cores, limit)
+
+
+def cache_sizes() -> tuple[int, ...]:
+    """Bytes of the data caches that a core of this process sees, smallest first; a usual x86 core's where the
+    system does not tell.
+    """
+    core = min(os.sched_getaffinity(0))
+    found: dict[int, int] = {}
+    for index in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
+        try:
+            kind, level, size = ((index / name).read_text().strip() for name in ("type", "level", "size"))
+            if kind in ("Data", "Unified"):
+                found[int(level)] = int(size.removesuffix("K")) * 1024
+        except (OSError, ValueError):
+            continue
+    return tuple(sorted(found.values())) or USUAL_CACHES
 
 
 def _memory_bytes() -> int:

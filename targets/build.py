@@ -103,6 +103,7 @@ def _manifest(
         arena_bytes=program.arena_bytes,
         plan=dict(plan),
         ledger=tuple(ledger),
+        steps=tuple(None if step.work is None else step.work.to_json() for step in program.steps),
         versions=installed_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

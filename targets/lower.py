@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.analysis.roofline import Work
 from ..compiler.errors import UnsupportedError
 from ..compiler.ir import Graph, Node
 from ..compiler.ops import OPS
@@ -18,6 +19,7 @@ from .program import Place, Program, Space, Step, TensorSpec
 from .relax_kernels import relax_calls
 from .selection import select
 from .target import Target
+from .work import call_works, copy_work
 
 ALIASES = ("reshape",)
 """Operators that only give the same bytes another shape: no kernel runs."""
@@ -53,11 +55,11 @@ def node_calls(graph: Graph, node: Node, target: Target) -> tuple[KernelCall, ..
 def lower(graph: Graph, target: Target) -> Lowered:
     """Raises UnsupportedError naming every node that the target cannot compute."""
     calls = _all_calls(graph, target)
-    placer = _Placer(graph, [call for _, call in calls])
-    kernels = {call.symbol: call.spec for _, call in calls}
+    placer = _Placer(graph, [call for _, call, _ in calls])
+    kernels = {call.symbol: call.spec for _, call, _ in calls}
     steps = [
-        Step(layer, call.symbol, tuple(placer.place(op) for op in call.operands), call.tasks)
-        for layer, call in calls
+        Step(layer, call.symbol, tuple(placer.place(op) for op in call.operands), call.tasks, work)
+        for layer, call, work in calls
     ]
     before = [_copy(graph, value, *places, kernels) for value, places in placer.copies_in()]
     after = [_copy(graph, value, *places, kernels) for value, places in placer.copies_out()]
@@ -73,11 +75,13 @@ def lower(graph: Graph, target: Target) -> Lowered:
     return Lowered(program, kernels, tuple(placer.weights))
 
 
-def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall]]:
+def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work]]:
     calls, missing = [], []
     for node in graph.nodes:
         try:
-            calls += [(node.name, call) for call in node_calls(graph, node, target)]
+            of_node = node_calls(graph, node, target)
+            works = call_works(graph, node, of_node)
+            calls += [(node.name, call, work) for call, work in zip(of_node, works, strict=True)]
         except UnsupportedError as error:
             missing.append(f"{node.name}: {error}")
     if missing:
@@ -94,7 +98,7 @@ def _copy(graph: Graph, value: str, source: Place, to: Place, kernels: dict[str,
     spec = CopySpec(graph.type_of(value).nbytes)
     symbol = kernel_symbol(spec)
     kernels[symbol] = spec
-    return Step(node.name if node else value, symbol, (source, to), spec.tasks)
+    return Step(node.name if node else value, symbol, (source, to), spec.tasks, copy_work(spec.nbytes))
 
 
 def _roots(graph: Graph) -> dict[str, str]:

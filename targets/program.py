@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from ..compiler.analysis.roofline import Work
+
 
 class Space(Enum):
     """Where a kernel's argument lives."""
@@ -31,13 +33,14 @@ class Step:
 
     Any split of `[0, tasks)` over threads gives the same result: tasks write disjoint memory and read nothing
     that another task of the same step writes. `layer` names the graph node that the step belongs to (profiles
-    and ledgers key on it).
+    and ledgers key on it). `work` is for rooflines: None where nobody counted it.
     """
 
     layer: str
     symbol: str
     places: tuple[Place, ...]
     tasks: int
+    work: Work | None = None
 
 
 @dataclass(frozen=True)

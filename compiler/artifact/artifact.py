@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,23 @@ class Artifact:
             self._native.profile(inputs, outputs, row)
         medians = np.median(times, axis=0)
         return [StepTime(*step, float(ns)) for step, ns in zip(steps, medians, strict=True)]
+
+    def trace(self, /, *arrays: np.ndarray, **named: np.ndarray) -> tuple[int, np.ndarray]:
+        """One run: nanoseconds of the whole call, as `run` makes it, and of each step, uint64[steps].
+
+        What is beside the steps is the call itself: looking at the inputs, making the outputs, the loop over
+        the steps. Inputs as for `run`.
+        """
+        times = np.zeros(len(self.steps()), np.uint64)
+        start = time.perf_counter_ns()
+        inputs, outputs = self._bind(arrays, named), self._fresh_outputs()
+        self._native.profile(inputs, outputs, times)
+        dict(zip((name for name, _, _ in self._results), outputs, strict=True))
+        return time.perf_counter_ns() - start, times
+
+    def steps(self) -> tuple[tuple[str, str], ...]:
+        """(layer, kernel) of each step, in the order of a run."""
+        return self._native.steps()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copies the artifact to the directory `path`, which appears complete or not at all, and returns it.

@@ -14,7 +14,9 @@ import numpy as np
 from ..errors import ArtifactError
 
 FORMAT = "bitsmith-artifact"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+"""Version 1 had no `steps`."""
 T = TypeVar("T")
 USUAL = ("float32", "uint8", "int8", "int32", "int64", "bool")
 LIBRARY, WEIGHTS, MANIFEST, HEADER = "model.so", "weights.bin", "manifest.json", "bitsmith.h"
@@ -27,6 +29,10 @@ class ArraySpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def __str__(self) -> str:
         return f"{self.name!r}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -47,6 +53,8 @@ class Manifest:
     features      CPU features that the library needs, by their names in /proc/cpuinfo
     arena_bytes   working memory of one opened instance
     plan, ledger  JSON of compiler/plan.py and compiler/ledger.py, kept as it is
+    steps         JSON of the Work (compiler/analysis/roofline.py) of each kernel call, None where it is not
+                  known; empty when nobody counted
     versions      program -> version that took part in the making
     created       time of making, ISO 8601, or ""
     files         file name -> size and hash; filled in when the artifact is written
@@ -61,6 +69,7 @@ class Manifest:
     plan: Mapping[str, Any]
     ledger: tuple[Mapping[str, Any], ...]
     versions: Mapping[str, str]
+    steps: tuple[Mapping[str, Any] | None, ...] = ()
     created: str = ""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
 
@@ -92,9 +101,9 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
             f"{where} has format version {version}, this bitsmith reads up to {FORMAT_VERSION}: "
             "upgrade bitsmith, or compile the model again with this one"
         )
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in READABLE:
         raise ArtifactError(f"{where} is damaged: format version {version!r}. Compile the model again")
-    return _Reader(where).manifest(data)
+    return _Reader(where).manifest({"steps": [], **data} if version == 1 else data)
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class _Reader:
             versions={
                 k: self.text(v, "versions") for k, v in self.table(data["versions"], "versions").items()
             },
+            steps=self.each(data["steps"], "steps", lambda v, at: None if v is None else self.table(v, at)),
             created=self.typed(data["created"], str, "created"),
             files={name: self.file(data["files"][name], f"files.{name}") for name in sorted(files)},
         )

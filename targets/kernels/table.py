@@ -9,6 +9,7 @@ from .depthwise import emit_depthwise
 from .depthwise_spec import DepthwiseSpec
 from .gemm import emit_gemm
 from .gemm_spec import GemmSpec
+from .peak import RateSpec, StreamSpec, emit_rate, emit_stream
 from .pointwise import CopySpec, PointwiseSpec, emit_copy, emit_pointwise
 from .pool import MeanSpec, PoolSpec, emit_mean, emit_pool
 from .tensor_table import TENSOR_EMITTERS
@@ -21,4 +22,6 @@ EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     CopySpec: emit_copy,
     PoolSpec: emit_pool,
     MeanSpec: emit_mean,
+    RateSpec: emit_rate,
+    StreamSpec: emit_stream,
 }

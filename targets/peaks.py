@@ -1,0 +1,162 @@
+"""Measures what this machine can do: the limits of rooflines. About a second, then kept in the database."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..compiler.analysis.roofline import Level, Peaks
+from ..compiler.artifact import Manifest, open
+from ..compiler.database import Database
+from ..compiler.errors import TargetError
+from ..compiler.machine import cache_sizes, this_machine
+from .arena import ALIGN
+from .build import assemble
+from .call import kernel_symbol
+from .isa import Isa
+from .kernels.peak import ROWS, STEPS, VECTORS, RateSpec, StreamSpec
+from .objects import default_cache, kernel_objects, toolchain
+from .program import Place, Program, Space, Step
+from .target import Target
+
+METHOD = "peaks-2"
+"""Stands in the database beside the toolchain: peaks that were taken in another way do not compare."""
+ROUNDS = 10
+RATE_TASKS = 300  # 100 to 400 microseconds
+PASS_BYTES = 24 << 20  # bytes that a step moves at least: a millisecond or so
+FILL = 0.5  # of a cache that a working set fills: what else is in it must not push it out
+BEYOND = 4  # working set over the next smaller cache, at most: a large one measures the page tables too
+MAIN_FACTOR = 3  # working set of main memory over the largest cache
+MAIN_BYTES = 64 << 20  # of it, at least
+MAIN_SHARE = 1 / 16  # of the machine's memory, at most
+A_BYTES = -(-STEPS * ROWS * 4 // ALIGN) * ALIGN
+B_BYTES = VECTORS * 64
+PAGE = 4096
+
+
+def machine_peaks(target: Target, database: Database, *, cache: Path | None = None) -> Peaks:
+    """Rates and bandwidths of one thread, from the database or measured now.
+
+    Raises TargetError when the target's code does not run on this machine.
+    """
+    made_by = f"{toolchain()}/{METHOD}"
+    known = database.get_peaks(target.fingerprint, made_by)
+    if known is not None:
+        return Peaks.from_json(known)
+    if not target.runs_here:
+        raise TargetError(
+            f"the limits of {target.name} cannot be measured here: this CPU lacks its instructions"
+        )
+    peaks = _measure(target, cache or default_cache())
+    database.put_peaks(target.fingerprint, made_by, peaks.to_json())
+    return peaks
+
+
+def rate_names(isa: Isa) -> tuple[str, ...]:
+    """The rows of kernels/mac.py that kernels for this instruction set multiply with."""
+    pairs = "portable" if isa.dot == "portable" else f"madd{isa.lanes * 32}"  # depthwise kernels
+    return tuple(dict.fromkeys(name for name in ("float32", isa.dot, isa.pair_dot, pairs) if name))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One thing to measure: a step of the program, and what it does in `amount` operations or bytes."""
+
+    name: str
+    step: Step
+    amount: int
+
+
+def working_sets(caches: Sequence[int], memory: int) -> tuple[tuple[str, int, int], ...]:
+    """(name, capacity, bytes of the working set) of each level; capacity 0 stands for main memory.
+
+    `caches` are the sizes of the data caches that a core sees, smallest first; `memory` is the machine's.
+    """
+    nearer = (caches[0], *caches)
+    levels = tuple(
+        (f"L{i + 1}", size, int(min(size * FILL, nearer[i] * BEYOND))) for i, size in enumerate(caches)
+    )
+    wanted = max(MAIN_BYTES, MAIN_FACTOR * caches[-1])
+    limit = int(memory * MAIN_SHARE) if memory else MAIN_BYTES
+    return (*levels, ("memory", 0, max(min(wanted, limit), caches[-1])))
+
+
+def _measure(target: Target, cache: Path) -> Peaks:
+    isa = target.isa
+    rates = {name: RateSpec(name, isa.lanes) for name in rate_names(isa)}
+    streams = {kind: StreamSpec(kind, isa.lanes) for kind in ("read", "copy")}
+    specs = {kernel_symbol(spec): spec for spec in (*rates.values(), *streams.values())}
+    sets = working_sets(cache_sizes(), this_machine().memory_bytes)
+    probes, weights, half = _probes(rates, streams, sets)
+    steps = tuple(probe.step for probe in probes)
+    program = Program("peaks", (), (), steps, 2 * half + 2 * PAGE, weights.nbytes, target.features)
+    objects = kernel_objects(specs, isa, cache)
+    best = _best(program, objects, weights, cache, target.name)
+    speed = {probe.name: probe.amount / ns for probe, ns in zip(probes, best, strict=True)}
+    levels = tuple(
+        Level(name, float(capacity), speed[f"read {name}"], speed[f"copy {name}"])
+        for name, capacity, _ in sets
+    )
+    return Peaks({name: speed[name] for name in rates}, levels)
+
+
+def _probes(
+    rates: dict[str, RateSpec], streams: dict[str, StreamSpec], sets: Sequence[tuple[str, int, int]]
+) -> tuple[list[_Probe], np.ndarray, int]:
+    """What to measure; weights.bin with operands and block counts; bytes of half of the memory used.
+
+    The halves are copied to and fro: pages that were never written are all one page of the system's, which
+    stays in the cache.
+    """
+    blocks = [nbytes // 2 // streams["copy"].block_bytes for _, _, nbytes in sets]
+    reads = [nbytes // streams["read"].block_bytes for _, _, nbytes in sets]
+    counts = np.array([*blocks, *reads], np.int32)
+    weights = np.concatenate([np.zeros(A_BYTES + B_BYTES, np.uint8), counts.view(np.uint8)])
+    half = -(-max(nbytes for _, _, nbytes in sets) // (2 * PAGE)) * PAGE
+    # Not a whole number of pages apart: a load that follows a store to the same place of another page waits.
+    here, there = Place(Space.ARENA, 0), Place(Space.ARENA, half + PAGE // 2)
+    sums = Place(Space.ARENA, 2 * half + PAGE)
+    operands = (Place(Space.WEIGHTS, 0), Place(Space.WEIGHTS, A_BYTES), sums)
+    probes = [
+        _Probe(name, Step(name, kernel_symbol(spec), operands, RATE_TASKS), RATE_TASKS * spec.operations)
+        for name, spec in rates.items()
+    ]
+
+    def stream(kind: str, name: str, index: int, x: Place, y: Place) -> _Probe:
+        spec, place = streams[kind], Place(Space.WEIGHTS, A_BYTES + B_BYTES + 4 * index)
+        moved = int(counts[index]) * spec.block_bytes * (2 if kind == "copy" else 1)
+        passes = max(1, PASS_BYTES // moved)
+        return _Probe(name, Step(name, kernel_symbol(spec), (x, place, y), passes), passes * moved)
+
+    # The largest set comes first: its copies write every page that later steps read.
+    for i, (name, _, _) in reversed(list(enumerate(sets))):
+        probes.append(stream("copy", f"back {name}", i, there, here))
+        probes.append(stream("copy", f"copy {name}", i, here, there))
+        probes.append(stream("read", f"read {name}", len(sets) + i, here, sums))
+    return probes, weights, half
+
+
+def _best(
+    program: Program, objects: Sequence[Path], weights: np.ndarray, cache: Path, target: str
+) -> np.ndarray:
+    """Shortest nanoseconds of each step, over rounds in turns: a limit is what happens undisturbed."""
+    manifest = Manifest(
+        name=program.name,
+        inputs=(),
+        outputs=(),
+        target=target,
+        features=program.features,
+        arena_bytes=program.arena_bytes,
+        plan={},
+        ledger=(),
+        versions={},
+    )
+    with tempfile.TemporaryDirectory(prefix="bitsmith-peaks-") as scratch:
+        place = assemble(program, manifest, objects, weights, Path(scratch) / "peaks", cache)
+        with open(place) as artifact:
+            rounds = [artifact.profile(repeats=1) for _ in range(ROUNDS)]
+    return np.array([[step.nanoseconds for step in steps] for steps in rounds]).min(axis=0)

@@ -1,0 +1,73 @@
+"""What each kernel call of a node has to do: operations and bytes, counted from the graph. For rooflines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..compiler.analysis.cost import node_cost
+from ..compiler.analysis.roofline import Work
+from ..compiler.ir import Graph, Node
+from ..compiler.ops import OPS
+from ..compiler.ops.conv import in_layout, nchw
+from .call import KernelCall, Operand, Temporary, Weights
+from .kernels.depthwise_spec import DepthwiseSpec
+from .kernels.gemm_spec import GemmSpec
+
+
+def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[Work, ...]:
+    """One for each call. Where several calls share a node's operations, nobody knows how many are whose."""
+    if len(calls) == 1:
+        return (_whole(graph, node, calls[0]),)
+    return tuple(_piece(graph, call) for call in calls)
+
+
+def copy_work(nbytes: int) -> Work:
+    return Work(0, "", nbytes, nbytes, 0)
+
+
+def _whole(graph: Graph, node: Node, call: KernelCall) -> Work:
+    cost = node_cost(graph, node)
+    read, weights = cost.read_bytes - _skipped(graph, node), cost.param_bytes
+    if not cost.flops:  # it only moves data: it reads no more than it writes (a slice, a gather)
+        read, weights = min(read, cost.write_bytes), min(weights, max(0, cost.write_bytes - read))
+    return Work(cost.flops, _rate(graph, node, call), read, cost.write_bytes, weights)
+
+
+def _piece(graph: Graph, call: KernelCall) -> Work:
+    *given, made = call.operands
+    weights = [v for v in given if isinstance(v, Weights) or v in graph.params]
+    read = sum(_nbytes(graph, v) for v in dict.fromkeys(given) if v not in weights)
+    return Work(None, "", read, _nbytes(graph, made), sum(_nbytes(graph, v) for v in weights))
+
+
+def _nbytes(graph: Graph, operand: Operand) -> int:
+    return operand.nbytes if isinstance(operand, Weights | Temporary) else graph.type_of(operand).nbytes
+
+
+def _skipped(graph: Graph, node: Node) -> int:
+    """Bytes of its input that a convolution passes over, whose stride is longer than its window."""
+    if node.op != "conv2d":
+        return 0
+    attrs, x, w = (
+        OPS[node.op].complete(node.attrs),
+        graph.type_of(node.inputs[0]),
+        graph.type_of(node.inputs[1]),
+    )
+    _, _, height, width = nchw(x.shape, in_layout(attrs))
+    if w.shape[2:] != (1, 1) or any(attrs["pads"]):
+        return 0
+    rows, columns = (
+        -(-size // stride) for size, stride in zip((height, width), attrs["strides"], strict=True)
+    )
+    return x.nbytes - x.nbytes * rows * columns // (height * width)
+
+
+def _rate(graph: Graph, node: Node, call: KernelCall) -> str:
+    """The row of kernels/mac.py that the call multiplies with; "" where arithmetic has no measured limit."""
+    match call.spec:
+        case GemmSpec():
+            return call.spec.mac.name
+        case DepthwiseSpec(quantised=True, dot=dot, lanes=lanes):
+            return "portable" if dot == "portable" else f"madd{32 * lanes}"
+    kinds = [*(graph.type_of(v) for v in node.inputs if v), *node.types]
+    return "float32" if all(kind.dtype == "float32" for kind in kinds) else ""
