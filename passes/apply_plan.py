@@ -27,7 +27,7 @@ from ..compiler.verify import verify
 from .dead_code import remove_dead_code
 from .quantise import QParams, QWeights, qparams, quantise_weights
 from .scan import Scan, attr
-from .storage import MOVING, choose_storage
+from .storage import choose_storage, moves
 
 
 def apply_plan(
@@ -103,7 +103,7 @@ class _Planner:
         elif node.op == "reduce_mean" and inputs[0] in self.stored:
             x = self.stored[inputs[0]]
             attrs |= {"x_scale": _f32(x.scale), "x_zero": x.zero}
-        elif node.op not in MOVING:
+        elif not moves(node):
             self.scan.emit(node)
             return
         self.scan.emit(self.scan.make(node.name, node.op, inputs, node.output, attrs))

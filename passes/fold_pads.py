@@ -28,7 +28,7 @@ def _fold(scan: Scan, node: Node) -> Node:
     if node.op not in ("conv2d", "avg_pool2d", "max_pool2d"):
         return node
     pad = scan.producer(node.inputs[0])
-    if pad is None or pad.op != "pad":
+    if pad is None or pad.op != "pad" or attr(pad, "mode") != "constant":
         return node
     spatial = (2, 3) if in_layout({"layout": attr(node, "layout")}) == "NCHW" else (1, 2)
     before, after, value = _amounts(pad)

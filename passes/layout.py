@@ -115,6 +115,8 @@ class _Mover:
             return all(rank == 4 or (rank < 4 and v in self.graph.params) for v, rank in ranks)
         if node.op in REDUCTIONS:
             return bool(attr(node, "keepdims")) or _same_order(attr(node, "axes"))
+        if node.op == "resize":
+            return bool(attr(node, "layout") == "NCHW")
         return node.op in (*POINTWISE, *PER_AXIS, *ONE_AXIS)
 
     def _follower(self, node: Node) -> None:
@@ -124,6 +126,8 @@ class _Mover:
             attrs = {k: _permuted(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
         elif node.op in ONE_AXIS:
             attrs["axis"] = MOVED_AXIS[attrs["axis"]]
+        elif node.op == "resize":
+            attrs["layout"] = "NHWC"
         elif node.op in REDUCTIONS:
             attrs["axes"] = tuple(sorted(MOVED_AXIS[a] for a in attrs["axes"]))
         if len(node.type.shape) == 4:

@@ -15,10 +15,18 @@ from ..compiler.calibrate import Ranges
 from ..compiler.ir import Graph, Node
 from ..compiler.plan import LAYER_OPS, Plan, layers_of
 from .quantise import QParams, qparams
+from .scan import attr
 
-MOVING = ("max_pool2d", "reshape", "transpose", "concat")
-WRITERS = (*LAYER_OPS, "add", *MOVING)
-READERS = ("add", "reduce_mean", *MOVING)
+MOVING = ("max_pool2d", "reshape", "transpose", "concat", "resize", "pad")
+WRITERS = (*LAYER_OPS, "add")
+READERS = ("add", "reduce_mean")
+
+
+def moves(node: Node) -> bool:
+    """Whether the node's results are numbers that it read: not interpolated, not constants."""
+    if node.op == "resize":
+        return bool(attr(node, "mode") == "nearest")
+    return node.op in MOVING and (node.op != "pad" or attr(node, "mode") != "constant")
 
 
 def choose_storage(graph: Graph, plan: Plan, ranges: Ranges) -> Mapping[str, QParams]:
@@ -42,7 +50,7 @@ def _groups(graph: Graph) -> list[list[str]]:
         return value
 
     for node in graph.nodes:
-        if node.op in MOVING:
+        if moves(node):
             for value in node.inputs:
                 leader[find(value)] = find(node.output)
     groups: dict[str, list[str]] = {}
@@ -53,7 +61,7 @@ def _groups(graph: Graph) -> list[list[str]]:
 
 def _can_store(graph: Graph, value: str, int8: set[str]) -> bool:
     producer = graph.producer(value)
-    if producer is None or producer.op not in WRITERS or value in graph.outputs:
+    if producer is None or value in graph.outputs or not (producer.op in WRITERS or moves(producer)):
         return False
     if graph.type_of(value).dtype != "float32":
         return False
@@ -63,7 +71,7 @@ def _can_store(graph: Graph, value: str, int8: set[str]) -> bool:
 def _can_read(node: Node, value: str, int8: set[str]) -> bool:
     """Whether every operand of the node that is this value may be uint8."""
     if node.op not in LAYER_OPS:
-        return node.op in READERS
+        return node.op in READERS or moves(node)
     operands = [i for i, v in enumerate(node.inputs) if v == value]
     return all(i == 3 or (i == 0 and node.name in int8) for i in operands)
 
@@ -71,5 +79,5 @@ def _can_read(node: Node, value: str, int8: set[str]) -> bool:
 def _shared(graph: Graph, group: list[str], ranges: Ranges) -> QParams:
     """Parameters that hold everything the group's computed values hold (the moved ones hold no more)."""
     producers = [(value, graph.producer(value)) for value in group]
-    pairs = [ranges[value] for value, node in producers if node is not None and node.op not in MOVING]
+    pairs = [ranges[value] for value, node in producers if node is not None and not moves(node)]
     return qparams(min(low for low, _ in pairs), max(high for _, high in pairs))

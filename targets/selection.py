@@ -22,6 +22,7 @@ from .kernels.epilogue import Epilogue, small
 from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
+from .select_resize import pad_call, resize_call
 from .tensor_rules import TENSOR_RULES
 
 STACK_BYTES = 2 << 20
@@ -268,4 +269,6 @@ RULES: dict[str, Rule] = {
     "max_pool2d": _pool,
     "avg_pool2d": _pool,
     "reduce_mean": _mean,
+    "pad": pad_call,
+    "resize": resize_call,
 }

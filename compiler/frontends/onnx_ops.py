@@ -8,9 +8,20 @@ from .onnx_logic import LOGIC_RULES
 from .onnx_math import MATH_RULES
 from .onnx_nn import NN_RULES
 from .onnx_norm import NORM_RULES
+from .onnx_pad import PAD_RULES
+from .onnx_resize import RESIZE_RULES
 from .onnx_shape import SHAPE_RULES
 
-RULES: dict[str, Rule] = {**NN_RULES, **NORM_RULES, **MATH_RULES, **SHAPE_RULES, **LOGIC_RULES, **INDEX_RULES}
+RULES: dict[str, Rule] = {
+    **NN_RULES,
+    **NORM_RULES,
+    **PAD_RULES,
+    **RESIZE_RULES,
+    **MATH_RULES,
+    **SHAPE_RULES,
+    **LOGIC_RULES,
+    **INDEX_RULES,
+}
 
 _QUANTISED = "the model is quantised already: give the float model, bitsmith quantises it itself"
 _CONTROL = "control flow that depends on data has no static form: export the model with fixed control flow"

@@ -128,29 +128,6 @@ def _split(c: Converter, node: OnnxNode) -> list[Result]:
     return pieces
 
 
-def _pad(c: Converter, node: OnnxNode) -> Result:
-    mode = node.get_str("mode", "constant")
-    if mode != "constant":
-        raise UnsupportedForm(f"mode {mode!r}; only constant padding is supported")
-    rank = len(_shape_of(c, node))
-    pads = _numbers(c, node, "pads", 1) or ()
-    value = (
-        float(c.known(node, 2, "value").reshape(-1)[0]) if node.has_input(2) else node.get_float("value", 0.0)
-    )
-    axes = _numbers(c, node, "axes", 3) or tuple(range(rank))
-    before, after = [0] * rank, [0] * rank
-    for i, axis in enumerate(axes):
-        before[_positive(axis, rank)], after[_positive(axis, rank)] = pads[i], pads[i + len(axes)]
-    if min((*before, *after), default=0) < 0:
-        raise UnsupportedForm("negative pads (they cut)")
-    x = c.value(node)
-    return (
-        c.emit(node, "pad", [x], before=tuple(before), after=tuple(after), value=value)
-        if any(before + after)
-        else x
-    )
-
-
 def _expand(c: Converter, node: OnnxNode) -> Result:
     shape = _shape_of(c, node)
     wanted = tuple(int(v) for v in c.known(node, 1, "shape").reshape(-1))
@@ -206,7 +183,6 @@ SHAPE_RULES: dict[str, Rule] = {
     "Expand": _expand,
     "Flatten": _flatten,
     "Identity": _identity,
-    "Pad": _pad,
     "Reshape": _reshape,
     "Shape": _shape,
     "Size": _size,

@@ -9,8 +9,10 @@ from .linear import LINEAR
 from .matmul import ATTENTION, MATMUL
 from .norm import NORMS
 from .opdef import OpDef, Sample, TypeRuleError
+from .pad import PAD
 from .pool import POOLS
 from .quant import BATCH_NORM, DEQUANTIZE, QUANTIZE
+from .resize import RESIZE
 from .shape import SHAPES
 
 __all__ = ["ACTIVATIONS", "OPS", "OpDef", "Sample", "TypeRuleError"]
@@ -27,6 +29,8 @@ OPS: dict[str, OpDef] = {
         *GATHERS,
         *NORMS,
         *POOLS,
+        PAD,
+        RESIZE,
         *SHAPES,
         QUANTIZE,
         DEQUANTIZE,

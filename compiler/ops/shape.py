@@ -1,4 +1,4 @@
-"""Operators that move data (reshape, transpose, concat, pad, slice), and softmax."""
+"""Operators that move data (reshape, transpose, concat, slice), and softmax."""
 
 from __future__ import annotations
 
@@ -124,44 +124,6 @@ CONCAT = OpDef(
 )
 
 
-def _infer_pad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    x, before, after = types[0], attrs["before"], attrs["after"]
-    assert x is not None
-    require(len(before) == len(after) == len(x.shape), f"pad {before}, {after} does not fit the axes of {x}")
-    require(min((*before, *after), default=0) >= 0, f"pad {before}, {after} must not be negative")
-    shape = tuple(d + b + a for d, b, a in zip(x.shape, before, after, strict=True))
-    return (TensorType(shape, x.dtype),)
-
-
-def _reference_pad(inputs: Sequence[Any], attrs: Attrs) -> Any:
-    import torch
-
-    pairs = zip(reversed(attrs["before"]), reversed(attrs["after"]), strict=True)
-    return torch.nn.functional.pad(inputs[0], [n for pair in pairs for n in pair], value=attrs["value"])
-
-
-def _relax_pad(args: Sequence[Any], attrs: Attrs) -> Any:
-    from tvm import relax
-
-    pairs = zip(attrs["before"], attrs["after"], strict=True)
-    return relax.op.nn.pad(args[0], [n for pair in pairs for n in pair], pad_value=attrs["value"])
-
-
-PAD = OpDef(
-    name="pad",
-    inputs=("x",),
-    required=1,
-    infer=_infer_pad,
-    reference=_reference_pad,
-    samples=(
-        Sample((TensorType((1, 3, 5, 6)),), {"before": (0, 0, 1, 2), "after": (0, 1, 2, 0), "value": 0.5}),
-    ),
-    attrs={"before": None, "after": None, "value": 0.0},
-    relax=_relax_pad,
-    plain=(),
-)
-
-
 def _infer_slice(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, starts, stops, steps = types[0], attrs["starts"], attrs["stops"], attrs["steps"]
     assert x is not None
@@ -240,4 +202,4 @@ SOFTMAX = OpDef(
     relax=_relax_softmax,
 )
 
-SHAPES = (RESHAPE, TRANSPOSE, CONCAT, PAD, SLICE, SOFTMAX)
+SHAPES = (RESHAPE, TRANSPOSE, CONCAT, SLICE, SOFTMAX)

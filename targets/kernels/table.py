@@ -12,6 +12,7 @@ from .gemm_spec import GemmSpec
 from .peak import RateSpec, StreamSpec, emit_rate, emit_stream
 from .pointwise import CopySpec, PointwiseSpec, emit_copy, emit_pointwise
 from .pool import MeanSpec, PoolSpec, emit_mean, emit_pool
+from .resize import ResizeSpec, emit_resize
 from .tensor_table import TENSOR_EMITTERS
 
 EMITTERS: dict[type, Callable[[Any, str], Any]] = {
@@ -24,4 +25,5 @@ EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     MeanSpec: emit_mean,
     RateSpec: emit_rate,
     StreamSpec: emit_stream,
+    ResizeSpec: emit_resize,
 }
