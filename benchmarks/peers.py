@@ -1,6 +1,7 @@
 """bitsmith against ONNX Runtime and OpenVINO on this machine, turn by turn in one run.
 
     python benchmarks/peers.py                             EfficientNet-Lite0, compiled here
+    python benchmarks/peers.py --peers onnxruntime --threads 1      quicker: the README's table
     python benchmarks/peers.py --models a.onnx b.onnx      other models, timed on noise
     python benchmarks/peers.py --artifact float32=a.bitsmith --artifact searched=b.bitsmith      made before
 
@@ -13,7 +14,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 from bitsmith.compiler.errors import BitsmithError, InputError
 from bitsmith.compiler.machine import this_machine
+from bitsmith.targets.scratch import scratch_folder
 from peer_bench import Bench, bench
 from peer_env import PEERS, cache_dir, environment
 from peer_model import Subject, efficientnet, subject
@@ -120,12 +121,12 @@ def compare(
     ours = artifacts(chosen.artifact)
     chosen.env.mkdir(parents=True, exist_ok=True)
     results, before = [], os.getloadavg()
-    with tempfile.TemporaryDirectory(prefix="bitsmith-peers-") as scratch:
+    with scratch_folder() as scratch:
         say("reading the models")
-        all_subjects = subjects(chosen, Path(scratch))
+        all_subjects = subjects(chosen, scratch)
         run = Bench(pythons(chosen.peers, chosen.env, say), chosen.env, chosen.threads, chosen.rounds, say)
         for i, one in enumerate(all_subjects):
-            measured = bench(run, one, Path(scratch) / str(i), ours)
+            measured = bench(run, one, scratch / str(i), ours)
             show(table(one, measured.rows))
             for sentence in sentences(measured):
                 show(sentence)
