@@ -49,7 +49,10 @@ def finished(study):
 def test_a_search_killed_again_and_again_loses_and_repeats_nothing(tmp_path):
     write_net(tmp_path / "net.onnx")
     np.save(tmp_path / "samples.npy", samples(36))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    path = os.pathsep.join(p for p in sys.path if p)
+    environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)}
     out, before = tmp_path / "out", {}
     for stage, count in (*STOPS, ("never", 0)):
         command = [sys.executable, "-c", PROGRAM, str(out), stage, str(count)]
@@ -57,9 +60,12 @@ def test_a_search_killed_again_and_again_loses_and_repeats_nothing(tmp_path):
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == (0 if stage == "never" else -signal.SIGKILL), (stage, done.stderr)
+        left = len(list(temporary.glob("bitsmith-*/*/model.so")))
+        assert left == 0 if stage == "never" else left > 0, "killed while it had artifacts open"
         now = finished(out / "study.db")
         assert {number: now[number] for number in before} == before, f"trials were lost at {stage}"
         before = now
+    assert not list(temporary.glob("bitsmith-*"))
     plans = [json.dumps(candidate["plan"], sort_keys=True) for candidate in before.values()]
     assert len(plans) == len(set(plans)) == 2 + TRIALS
     result = SearchResult.load(out / "search.json")
