@@ -23,7 +23,7 @@ from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_we
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
 from .select_resize import pad_call, resize_call
-from .tensor_rules import TENSOR_RULES
+from .tensor_rules import TENSOR_RULES, long_linear
 
 STACK_BYTES = 2 << 20
 """What a kernel may keep on the stack: threads have 8 MiB as a rule."""
@@ -171,6 +171,8 @@ def _linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall
     rows = math.prod(x.shape[:-1])
     if not _known_weights(graph, node) or not rows:
         return None
+    if long := long_linear(graph, node, a, isa, _epilogue(graph, node, a)):
+        return long
     spec = GemmSpec(
         lanes=isa.lanes,
         registers=isa.registers,

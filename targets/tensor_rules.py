@@ -8,7 +8,10 @@ from typing import Any
 from ..compiler.ir import Graph, Node
 from .call import KernelCall
 from .isa import Isa
+from .linears import long_linear
 from .products import attention, matmul
+
+__all__ = ["TENSOR_RULES", "long_linear"]
 
 TENSOR_RULES: dict[str, Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]] = {
     "matmul": matmul,

@@ -65,4 +65,25 @@ PRODUCTS: dict[str, tuple[str, Sample]] = {
 }
 """By name: (operator, sample)."""
 
-TENSORS = {**PRODUCTS}
+
+def long_linear(
+    rows: tuple[int, ...], k: int, n: int, res: str = "", bias: bool = True, **attrs: Any
+) -> Sample:
+    """A linear layer whose sums are cut."""
+    operands = [TensorType((*rows, k)), TensorType((n, k)), TensorType((n,)) if bias else None]
+    operands.append(TensorType((*rows, n), res) if res else None)
+    return Sample(tuple(operands), attrs, -0.3, 0.3)
+
+
+LINEARS: dict[str, tuple[str, Sample]] = {
+    "linear, long sums": ("linear", long_linear((3, 7), 1030, 53)),
+    "linear, long sums, no bias": ("linear", long_linear((40,), 600, 24, bias=False)),
+    "linear, long sums, residual": ("linear", long_linear((19,), 1536, 50, "float32", act="gelu")),
+    "linear, long sums, uint8 residual": (
+        "linear",
+        long_linear((9,), 777, 17, "uint8", r_scale=0.02, r_zero=100, act="clip", lo=0.0),
+    ),
+    "linear, many long sums": ("linear", long_linear((210,), 521, 130, act="silu")),
+}
+
+TENSORS = {**PRODUCTS, **LINEARS}

@@ -78,6 +78,16 @@ class Blocks:
             emit.branch(block < self.whole, full, last)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """One of `count` pieces of a sum: where the sum so far is, and where it is kept."""
+
+    index: Any
+    count: int
+    so_far: Callable[[int, int], Any]
+    keep: Callable[[int, int, Any], None]
+
+
 def tiling_of(rows: int, columns: int, lanes: int, registers: int) -> tuple[Split, Blocks]:
     """How rows and columns of a product are cut into register tiles."""
     tile = best_tile(rows, -(-columns // lanes), registers, float_mac(lanes).cost)
@@ -137,7 +147,7 @@ def pack(
     source: Any,
     at: Any,
     matrix: Matrix,
-    depth: int,
+    depth: Any,
     vectors: int,
     valid: int,
     lanes: int,
@@ -164,7 +174,7 @@ def pack(
 
 
 def _pack_columns(
-    panel: Any, to: Any, source: Any, at: Any, col: int, depth: int, vectors: int, valid: int, lanes: int
+    panel: Any, to: Any, source: Any, at: Any, col: int, depth: Any, vectors: int, valid: int, lanes: int
 ) -> None:
     """The same where the values of a column are neighbours: squares are transposed in registers."""
 
@@ -194,16 +204,31 @@ def tile(
     rows: int,
     vectors: int,
     lanes: int,
-    depth: int,
+    depth: Any,
     a: Callable[[int, Any], Any],
     b: Callable[[int, Any], Any],
     finish: Callable[[int, int, Any], None],
+    parts: Parts | None = None,
 ) -> None:
-    """`finish(i, v, sum over t of a(i, t) * b(v, t))` for every row and vector of a tile; a gives a scalar,
-    b a vector."""
+    """`finish(i, v, sum over t of a(i, t) * b(v, t))` for every row and vector of a tile.
+
+    `a` gives a scalar, `b` a vector. `parts`: the sum is made in several calls.
+    """
     acc = emit.local(rows * vectors, emit.vector("float32", lanes))
-    for i in range(rows * vectors):
-        emit.store(acc, i, emit.splat(0.0, "float32", lanes))
+
+    def each(what: Callable[[int, int], None]) -> Callable[[], None]:
+        def run() -> None:
+            for i in range(rows):
+                for v in range(vectors):
+                    what(i, v)
+
+        return run
+
+    def put(value: Callable[[int, int], Any]) -> Callable[[], None]:
+        return each(lambda i, v: emit.store(acc, i * vectors + v, value(i, v)))
+
+    def give(to: Callable[[int, int, Any], None]) -> Callable[[], None]:
+        return each(lambda i, v: to(i, v, emit.load(acc, i * vectors + v)))
 
     def step(t: Any) -> None:
         columns = [b(v, t) for v in range(vectors)]
@@ -212,12 +237,18 @@ def tile(
             for v in range(vectors):
                 emit.store(acc, i * vectors + v, emit.load(acc, i * vectors + v) + value * columns[v])
 
-    if depth <= UNROLL_STEPS:
+    zero = put(lambda i, v: emit.splat(0.0, "float32", lanes))
+    if parts is None or parts.count == 1:
+        zero()
+    else:
+        emit.branch(parts.index == 0, zero, put(parts.so_far))
+    if isinstance(depth, int) and depth <= UNROLL_STEPS:
         for t in range(depth):
             step(t)
     else:
         with emit.loop(0, depth) as t:
             step(t)
-    for i in range(rows):
-        for v in range(vectors):
-            finish(i, v, emit.load(acc, i * vectors + v))
+    if parts is None or parts.count == 1:
+        give(finish)()
+    else:
+        emit.branch(parts.index == parts.count - 1, give(finish), give(parts.keep))

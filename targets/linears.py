@@ -1,0 +1,54 @@
+"""Selection of kernels for linear layers in float32 whose sums are long: the rest is implicit convolution."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..compiler.ir import Graph, Node
+from .call import KernelCall, Weights
+from .isa import Isa
+from .kernels.epilogue import Epilogue
+from .kernels.matmul import DEPTH, MatmulSpec, pack_matrix
+from .kernels.product import Matrix
+
+LONG = DEPTH * 4 // 3
+"""Up to here one panel of weights stays in the caches without being cut."""
+MANY_ROWS = 8
+"""Below, reading the weights takes the time, and how they are cut does not matter."""
+
+
+def long_linear(
+    graph: Graph, node: Node, a: dict[str, Any], isa: Isa, epilogue: Epilogue
+) -> KernelCall | None:
+    """None where sums are short, rows are few, or a type is not float32."""
+    x, w = graph.type_of(node.inputs[0]), graph.params[node.inputs[1]]
+    n, k = w.shape
+    rows = math.prod(x.shape[:-1])
+    if x.dtype != "float32" or a["out_dtype"] != "float32" or k <= LONG or rows < MANY_ROWS:
+        return None
+    spec = MatmulSpec(
+        lanes=isa.lanes,
+        registers=isa.registers,
+        batch=(),
+        m=rows,
+        n=n,
+        k=k,
+        a=Matrix((), k, 1),
+        b=Matrix((), n, 1),
+        y=Matrix((), n, 1),
+        packed=True,
+        epilogue=epilogue,
+    )
+    columns = spec.tiling[1].columns
+    operands: list[Any] = [node.inputs[0], Weights(columns * k * 4, lambda: pack_matrix(spec, w.T))]
+    for index, there in ((2, epilogue.bias), (4, epilogue.scale)):
+        if there:
+            values = graph.params[node.inputs[index]]
+            padded = np.pad(values, (0, columns - n))
+            operands.append(Weights(columns * 4, lambda padded=padded: padded))  # type: ignore[misc]
+    if epilogue.residual:
+        operands.append(node.inputs[3])
+    return KernelCall(spec, (*operands, node.output), spec.tasks)
