@@ -37,7 +37,7 @@ def inspect(
         # An artifact has no choice of these; pipeline.inspect says so of the target.
         if shape:
             raise InputError(f"{subject} is an artifact: its shapes are fixed. --shape is for models")
-        info: ModelInfo | ArtifactInfo = pipeline.inspect(subject, target=target)  # type: ignore[call-overload]
+        info: ModelInfo | ArtifactInfo = pipeline.inspect(subject, target=target)
     else:
         info = pipeline.inspect(pipeline.load(subject, shapes=parse_shapes(shape or ())), target=target)
     said.emit(info, *inspected(info))

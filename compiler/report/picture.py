@@ -134,7 +134,7 @@ def _axes(root: Element, x: Axis, y: Axis, sx: Scale, sy: Scale) -> None:
 
 def _limits(root: Element, x: Axis, y: Axis, sx: Scale, sy: Scale) -> list[Box]:
     """Draws the constraints; returns where their texts are."""
-    texts = []
+    texts: list[tuple[float, float, str]] = []
     for value, text in x.limits:
         _line(root, sx(value), TOP, sx(value), HEIGHT - BOTTOM, "limit")
         texts.append((sx(value) - 5, HEIGHT - BOTTOM - 6, text))
