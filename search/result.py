@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..compiler.analysis.roofline import Roofline
 from ..compiler.errors import InputError
 from ..compiler.files import write_whole
 from ..compiler.ledger import LedgerRow
@@ -121,6 +122,7 @@ class SearchResult:
     seconds              spent by this call
     met                  `best` meets the constraints; if not, it is the closest
     notes                what the reader should know
+    roofline             the kernels of `best` beside the machine's limits; None when it was not kept
     """
 
     graph: str
@@ -142,6 +144,7 @@ class SearchResult:
     seconds: float
     met: bool
     notes: tuple[str, ...]
+    roofline: Roofline | None = None
 
     @property
     def baselines(self) -> tuple[Candidate, Candidate]:
@@ -208,6 +211,7 @@ def _parse(data: dict[str, Any]) -> SearchResult:
             "ledger": tuple(LedgerRow.from_json(r) for r in data["ledger"]),
             "sensitivity": {k: Sensitivity(**v) for k, v in data["sensitivity"].items()},
             "additivity": additivity,
+            "roofline": None if data.get("roofline") is None else Roofline.from_json(data["roofline"]),
         }
     )
 

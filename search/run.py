@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ..compiler.artifact import open
 from ..compiler.database import Database
 from ..compiler.errors import InputError, TargetError
 from ..compiler.ir import Graph
 from ..compiler.machine import this_machine
+from ..compiler.measure.latency import Feed
 from ..compiler.measure.quality import Labels
 from ..compiler.plan import Calibration
 from ..compiler.samples import Samples
 from ..passes.prepare import prepare
 from .compiled import CompiledEvaluator
 from .data import Data, Score, split
-from .engine import make_folder, run_search
+from .engine import BEST, RESULT_FILE, make_folder, run_search
 from .evaluator import Names, Progress
 from .objectives import OBJECTIVES, check_given, check_objectives, parse_constraints
 from .ranges import stored_ranges
@@ -65,6 +68,7 @@ def search(
     prepared = prepare(graph)
     ranges = stored_ranges(prepared, data, None if out is None else make_folder(Path(out)), tell)
     names = Names(graph.name, graph.content_hash, chip.name, chip.fingerprint, this_machine())
+    times = database or Database()
     evaluator = CompiledEvaluator(
         graph=prepared,
         ranges=ranges,
@@ -72,10 +76,21 @@ def search(
         data=data,
         names=names,
         identity=_identity(names, data, ranges.calibration),
-        database=database or Database(),
+        database=times,
         threads=threads,
     )
-    return run_search(evaluator, settings, study=study, out=out, progress=tell)
+    result = run_search(evaluator, settings, study=study, out=out, progress=tell)
+    return result if out is None else _with_roofline(result, Path(out), data.search.feeds[0], times)
+
+
+def _with_roofline(result: SearchResult, place: Path, feed: Feed, database: Database) -> SearchResult:
+    """The result, saved again, with the kernels of its best plan beside the machine's limits."""
+    from ..targets.profile import artifact_roofline
+
+    with open(place / BEST) as best:
+        found = replace(result, roofline=artifact_roofline(best, feed, database))
+    found.save(place / RESULT_FILE)
+    return found
 
 
 def _settings(

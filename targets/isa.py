@@ -19,7 +19,7 @@ class Isa:
     registers  vector registers that a kernel may use
     dot        how uint8 x int8 products are summed: a row of kernels/mac.py
     pair_dot   a faster row for weights in bounded pairs (passes/pair_bound.py), "" when there is none
-    macs       float32 / int8 multiply-adds per cycle of one core at best, for the tile model and rooflines
+    macs       float32 / int8 multiply-adds per cycle of one core at best: bounds what peaks.py measures
     """
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from ..compiler.analysis.roofline import Level, Peaks
 from ..compiler.artifact import Manifest, open
 from ..compiler.database import Database
-from ..compiler.errors import TargetError
+from ..compiler.errors import InternalError, TargetError
 from ..compiler.machine import cache_sizes, this_machine
 from .arena import ALIGN
 from .build import assemble
@@ -36,6 +36,7 @@ MAIN_SHARE = 1 / 16  # of the machine's memory, at most
 A_BYTES = -(-STEPS * ROWS * 4 // ALIGN) * ALIGN
 B_BYTES = VECTORS * 64
 PAGE = 4096
+MOST_GHZ = 10.0
 
 
 def machine_peaks(target: Target, database: Database, *, cache: Path | None = None) -> Peaks:
@@ -60,6 +61,15 @@ def rate_names(isa: Isa) -> tuple[str, ...]:
     """The rows of kernels/mac.py that kernels for this instruction set multiply with."""
     pairs = "portable" if isa.dot == "portable" else f"madd{isa.lanes * 32}"  # depthwise kernels
     return tuple(dict.fromkeys(name for name in ("float32", isa.dot, isa.pair_dot, pairs) if name))
+
+
+def check_rates(rates: Mapping[str, float], isa: Isa) -> None:
+    """Raises InternalError for a rate that no chip with these instructions reaches: the compiler must have
+    left the work out."""
+    for name, rate in rates.items():
+        macs = isa.macs[0] if name == "float32" else isa.macs[1]
+        if not 0 < rate <= 2 * macs * MOST_GHZ:
+            raise InternalError(f"{name}: {rate:.0f} GOP/s were measured, at {macs} multiply-adds a cycle")
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,9 @@ def _measure(target: Target, cache: Path) -> Peaks:
         Level(name, float(capacity), speed[f"read {name}"], speed[f"copy {name}"])
         for name, capacity, _ in sets
     )
-    return Peaks({name: speed[name] for name in rates}, levels)
+    found = Peaks({name: speed[name] for name in rates}, levels)
+    check_rates(found.rates, isa)
+    return found
 
 
 def _probes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..compiler.analysis.cost import node_cost
 from ..compiler.analysis.roofline import Work
@@ -48,18 +49,13 @@ def _skipped(graph: Graph, node: Node) -> int:
     """Bytes of its input that a convolution passes over, whose stride is longer than its window."""
     if node.op != "conv2d":
         return 0
-    attrs, x, w = (
-        OPS[node.op].complete(node.attrs),
-        graph.type_of(node.inputs[0]),
-        graph.type_of(node.inputs[1]),
-    )
-    _, _, height, width = nchw(x.shape, in_layout(attrs))
+    attrs: dict[str, Any] = OPS[node.op].complete(node.attrs)
+    x, w = (graph.type_of(v) for v in node.inputs[:2])
     if w.shape[2:] != (1, 1) or any(attrs["pads"]):
         return 0
-    rows, columns = (
-        -(-size // stride) for size, stride in zip((height, width), attrs["strides"], strict=True)
-    )
-    return x.nbytes - x.nbytes * rows * columns // (height * width)
+    _, _, height, width = nchw(x.shape, in_layout(attrs))
+    rows, columns = (-(-size // s) for size, s in zip((height, width), attrs["strides"], strict=True))
+    return int(x.nbytes - x.nbytes * rows * columns // (height * width))
 
 
 def _rate(graph: Graph, node: Node, call: KernelCall) -> str:

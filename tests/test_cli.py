@@ -180,9 +180,24 @@ def test_bench_beside_onnx_runtime(bitsmith):
     assert code == 0 and data["baseline"] == "onnxruntime"
     rows = [(row["name"], row["threads"]) for row in data["rows"]]
     assert rows == [(name, n) for n in (1, 2) for name in ("onnxruntime", "float", "int8")]
-    assert set(LAYERS) <= {step["layer"] for step in data["profiles"]["int8"]}
+    profile = data["profiles"]["int8"]
+    assert set(LAYERS) <= {row["layer"] for row in profile["rows"]}
+    assert profile["run_us"] == pytest.approx(profile["kernels_us"] + profile["outside_us"])
+    assert profile["kernels_us"] == pytest.approx(sum(row["microseconds"] for row in profile["rows"]))
+    assert {"float32", "L1"} <= {*profile["peaks"]["rates"], *(x["name"] for x in profile["peaks"]["levels"])}
     code, out, _ = bitsmith(*words, "--profile")
     assert code == 0 and "x onnxruntime" in out and "depthwise" in out
+    assert "outside of them" in out and "limits of this machine" in out
+
+
+def test_bench_compiles_a_model(bitsmith):
+    code, out, err = bitsmith(
+        *("bench", "net.onnx", "--shape", "batch=1", "--repeats", "5", "--json", "--profile")
+    )
+    assert code == 0, err
+    data = json.loads(out)
+    assert [row["name"] for row in data["rows"]] == ["net.onnx"]
+    assert {"float32 rate"} & {row["limit"] for row in data["profiles"]["net.onnx"]["rows"]}
 
 
 def test_targets(bitsmith):

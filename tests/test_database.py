@@ -90,6 +90,25 @@ def test_another_program_s_database_is_left_alone(tmp_path):
         assert [r[0] for r in db.execute("SELECT name FROM sqlite_master")] == ["precious"]
 
 
+def test_limits_come_back_and_are_replaced(tmp_path):
+    db = Database(tmp_path / "m.db")
+    assert db.get_peaks("t", "c") is None
+    db.put_peaks("t", "c", {"rates": {"float32": 1.5}})
+    db.put_peaks("t", "c", {"rates": {"float32": 2.5}})
+    assert db.get_peaks("t", "c") == {"rates": {"float32": 2.5}}
+    assert db.get_peaks("other", "c") is None and db.get_peaks("t", "other") is None
+
+
+def test_a_file_from_before_limits_were_kept_gains_them(tmp_path):
+    path = tmp_path / "m.db"
+    Database(path).put_many("t", "c", {"k": TIME})
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE peaks")
+    again = Database(path)
+    again.put_peaks("t", "c", {"rates": {}})
+    assert again.get_peaks("t", "c") == {"rates": {}} and again.get_many("t", "c", ["k"]) == {"k": TIME}
+
+
 def test_another_version_is_refused(tmp_path):
     path = tmp_path / "m.db"
     Database(path)

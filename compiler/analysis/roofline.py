@@ -150,6 +150,14 @@ class Roofline:
         """floor_us / run_us."""
         return self.floor_us / max(self.run_us, 1e-9)
 
+    def by_excess(self) -> list[KernelRow]:
+        """The rows, most above the floor first; one without a floor counts with all of its time."""
+
+        def excess(row: KernelRow) -> float:
+            return row.microseconds if row.above_us is None else row.above_us
+
+        return sorted(self.rows, key=excess, reverse=True)
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "peaks": self.peaks.to_json(), "share": self.share}
 

@@ -27,7 +27,7 @@ Subject = Annotated[Path, Argument(metavar="MODEL|ARTIFACT", show_default=False)
 ArtifactDir = Annotated[
     Path, Argument(metavar="ARTIFACT", help="A directory that `bitsmith compile` wrote.", show_default=False)
 ]
-Artifacts = Annotated[list[Path], Argument(metavar="ARTIFACT...", show_default=False)]
+Artifacts = Annotated[list[Path], Argument(metavar="MODEL|ARTIFACT...", show_default=False)]
 Result = Annotated[
     Path, Argument(metavar="RESULT", help="A search's directory, or its search.json.", show_default=False)
 ]
@@ -129,7 +129,7 @@ BenchInputs = Annotated[
 ThreadCounts = Annotated[str, Option("--threads", metavar="N,N", help="Numbers of threads, one by one.")]
 Repeats = Annotated[int, Option(min=1, help="Rounds; each runs everything once.")]
 Seconds = Annotated[float | None, Option(min=0, help="Stop a number of threads after so long.")]
-Profile = Annotated[bool, Option("--profile", help="Add the time of each step, one thread.")]
+Profile = Annotated[bool, Option("--profile", help="Add each kernel beside this machine's limits.")]
 
 # everywhere
 Threads = Annotated[int, Option("--threads", min=1, help="Threads of a run.")]

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..measure import Latency, decibels
 from .output import milliseconds, number, size, table
+from .roofline_table import kernels
 
 if TYPE_CHECKING:
     from ...search.result import Candidate, SearchResult
@@ -215,23 +216,8 @@ def benched(report: BenchReport) -> Iterable[RenderableType]:
     yield rows
     rounds = f"{report.rows[0].latency.n} rounds in turns, {report.inputs} inputs"
     yield f"{rounds}, on {escape(report.machine.cpu)}"
-    for name, steps in report.profiles.items():
-        yield _profile(name, steps)
-
-
-def _profile(name: str, steps: Sequence[Any]) -> Table:
-    total = sum(step.microseconds for step in steps)
-    made = table(
-        f"{escape(name)}: {total / 1000:.3f} ms in {len(steps)} steps", "layer", "kernel", ">µs", ">share"
-    )
-    for step in steps:
-        made.add_row(
-            escape(step.layer),
-            escape(step.kernel),
-            f"{step.microseconds:.1f}",
-            f"{step.microseconds / total:.1%}",
-        )
-    return made
+    for name, roofline in report.profiles.items():
+        yield from kernels(name, roofline)
 
 
 def listed_targets(found: Iterable[TargetInfo]) -> Table:

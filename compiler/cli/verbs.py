@@ -177,13 +177,14 @@ def bench(
     repeats: o.Repeats = 100,
     seconds: o.Seconds = None,
     profile: o.Profile = False,
+    shape: o.Shapes = None,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Time artifacts in turns on the same inputs, beside each other and beside ONNX Runtime."""
+    """Time artifacts, or models in float32, in turns, beside each other and beside ONNX Runtime."""
     from .. import pipeline
-    from ..pipeline.data_files import parse_threads, read_samples
+    from ..pipeline.data_files import parse_shapes, parse_threads, read_samples
     from .tables import benched
 
     said = Output(as_json, quiet)
@@ -196,6 +197,7 @@ def bench(
         repeats=repeats,
         seconds=seconds,
         profile=profile,
+        shapes=parse_shapes(shape or ()),
     )
     said.emit(result, *benched(result))
 

@@ -6,29 +6,23 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ..analysis.roofline import Roofline
 from ..artifact import Artifact, open
+from ..database import Database
 from ..errors import InputError
 from ..machine import Machine, this_machine
 from ..measure import Latency, measure_latency
 from ..samples import Samples, iterate
 from .feeds import random_feed, signature
 from .measuring import PathLike
+from .models import compile, load
 from .onnx_peer import OnnxPeer
 
 ONNXRUNTIME = "onnxruntime"
-PROFILE_REPEATS = 50
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """One kernel call of a run: the layer it belongs to, the kernel, its median time."""
-
-    layer: str
-    kernel: str
-    microseconds: float
 
 
 @dataclass(frozen=True)
@@ -50,14 +44,14 @@ class BenchReport:
 
     baseline  the name that ratios compare with
     inputs    "random" or "given"
-    profiles  steps of each artifact in order, one thread, when a profile was asked for
+    profiles  of each artifact, one thread, every kernel beside the machine's limits, when that was asked for
     """
 
     baseline: str
     rows: tuple[BenchRow, ...]
     inputs: str
     machine: Machine
-    profiles: Mapping[str, tuple[StepCost, ...]]
+    profiles: Mapping[str, Roofline]
 
 
 def bench(
@@ -70,20 +64,24 @@ def bench(
     repeats: int = 100,
     seconds: float | None = None,
     profile: bool = False,
+    shapes: Mapping[str, int | Sequence[int]] | None = None,
 ) -> BenchReport:
     """Latency of compiled models and peers on the same inputs, run in turns so that the machine's drift hits
     all alike.
 
-    artifacts  what to measure: opened, or paths
+    artifacts  what to measure: opened, or paths; a path of a .onnx file is compiled first, in float32
     against    what to compare with: "onnxruntime" (needs `model`, the .onnx file) or paths of artifacts; the
                first one is
                the baseline of the ratios, without any it is the first artifact
     inputs     sample inputs; random ones when None
     threads    numbers of threads, measured one after the other
     repeats    rounds for each number of threads; `seconds` stops a number earlier
-    profile    add the time of every step of the artifacts
+    profile    add the time of every kernel of the artifacts, and how far it is from the machine's limit; the
+               limits are measured once (a second) and kept
+    shapes     sizes that a model to compile leaves open, as for `load`
 
-    Raises InputError, ArtifactError, ModelError.
+    Raises InputError, ArtifactError, ModelError, TargetError; UnsupportedError for a model that cannot be
+    compiled.
     """
     own, peers = _listed(artifacts), _listed(against)
     if not own:
@@ -93,14 +91,14 @@ def bench(
             f"to compare with {ONNXRUNTIME}, give the .onnx file as `model` (command line: --model FILE)"
         )
     with ExitStack() as stack:
-        subjects = _opened([*peers, *own], stack)
+        subjects = _opened([*peers, *own], shapes, stack)
         ours = {name: a for name, a in subjects.items() if a is not None}
         shown = ours[_name_of(own[0])]
         feeds = (
             [random_feed(signature(shown).inputs)] if inputs is None else iterate(signature(shown), inputs)
         )
         rows = [row for n in threads for row in _rounds(n, subjects, model, feeds, repeats, seconds)]
-        profiles = {_name_of(a): _profile(ours[_name_of(a)], feeds[0]) for a in own} if profile else {}
+        profiles = {_name_of(a): _profile(ours[_name_of(a)], feeds[0]) for a in own if profile}
         given = "random" if inputs is None else "given"
         return BenchReport(rows[0].name, tuple(rows), given, this_machine(), profiles)
 
@@ -113,7 +111,11 @@ def _name_of(subject: Artifact | PathLike) -> str:
     return str(subject.path if isinstance(subject, Artifact) else subject)
 
 
-def _opened(subjects: Sequence[Artifact | PathLike], stack: ExitStack) -> dict[str, Artifact | None]:
+def _opened(
+    subjects: Sequence[Artifact | PathLike],
+    shapes: Mapping[str, int | Sequence[int]] | None,
+    stack: ExitStack,
+) -> dict[str, Artifact | None]:
     """Opened artifacts by name, each once; None stands for ONNX Runtime, which is loaded anew for each number
     of threads.
     """
@@ -128,8 +130,13 @@ def _opened(subjects: Sequence[Artifact | PathLike], stack: ExitStack) -> dict[s
             stack.callback(subject.set_threads, subject.threads)
             table[name] = subject
         else:
-            table[name] = stack.enter_context(open(subject))
+            made = compile(load(subject, shapes=shapes)) if _is_model(subject) else open(subject)
+            table[name] = stack.enter_context(made)
     return table
+
+
+def _is_model(subject: PathLike) -> bool:
+    return Path(subject).suffix == ".onnx" and not Path(subject).is_dir()
 
 
 def _rounds(
@@ -158,7 +165,7 @@ def _rounds(
     ]
 
 
-def _profile(artifact: Artifact, feed: Mapping[str, np.ndarray]) -> tuple[StepCost, ...]:
-    artifact.set_threads(1)
-    steps = artifact.profile(repeats=PROFILE_REPEATS, **feed)
-    return tuple(StepCost(step.layer, step.kernel, step.nanoseconds / 1e3) for step in steps)
+def _profile(artifact: Artifact, feed: Mapping[str, np.ndarray]) -> Roofline:
+    from ...targets.profile import artifact_roofline
+
+    return artifact_roofline(artifact, feed, Database())

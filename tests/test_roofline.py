@@ -1,0 +1,223 @@
+"""Rooflines: floors against hand-computed values, work against counts by hand, limits that hang together."""
+
+import json
+
+import numpy as np
+import pytest
+from bitsmith.compiler.analysis.roofline import Level, Peaks, Roofline, Work, floor_of, kernel_row, roofline
+from bitsmith.compiler.artifact.manifest import parse_manifest
+from bitsmith.compiler.builder import GraphBuilder
+from bitsmith.compiler.database import Database
+from bitsmith.compiler.errors import ArtifactError, InternalError, TargetError
+from bitsmith.passes.apply_plan import apply_plan
+from bitsmith.passes.prepare import prepare
+from bitsmith.targets.build import build
+from bitsmith.targets.isa import ISAS
+from bitsmith.targets.lower import lower
+from bitsmith.targets.peaks import check_rates, machine_peaks, rate_names, working_sets
+from bitsmith.targets.profile import artifact_roofline
+from bitsmith.targets.target import TARGETS, Target, resolve
+
+# Reads of L1 take 0.01 ns a byte and writes as much; L2 0.02 and 0.03; memory 0.1 and 0.3.
+LEVELS = (
+    Level("L1", 1000, 100.0, 100.0),
+    Level("L2", 10000, 50.0, 40.0),
+    Level("memory", 0, 10.0, 5.0),
+)
+PEAKS = Peaks({"float32": 100.0, "ubs256": 200.0}, LEVELS)
+
+
+def test_levels_say_what_writing_adds():
+    assert [level.write_ns for level in LEVELS] == pytest.approx([0.01, 0.03, 0.3])
+    assert Level("odd", 1, 10.0, 40.0).write_ns == 0.0  # a copy measured faster than a read: noise
+
+
+@pytest.mark.parametrize(
+    ("work", "footprint", "nanoseconds", "limit"),
+    [
+        (Work(10000, "float32", 400, 100, 500), 1000, 100.0, "float32 rate"),
+        (Work(10000, "ubs256", 400, 100, 500), 1000, 50.0, "ubs256 rate"),
+        (Work(100, "float32", 400, 100, 500), 1000, 4 + 1 + 5, "L1 bandwidth"),
+        # weights come from where a whole run's memory lies
+        (Work(100, "float32", 400, 100, 500), 5000, 4 + 1 + 10, "L2 bandwidth"),
+        (Work(100, "float32", 400, 100, 500), 99999, 4 + 1 + 50, "memory bandwidth"),
+        # 2000 bytes of activations: 1000 at L1's speed, 1000 at L2's
+        (Work(0, "", 1500, 500, 0), 2000, (15 + 5) / 2 + (30 + 15) / 2, "L2 bandwidth"),
+        # 20000: 1000, 9000, and the other half from memory
+        (Work(0, "", 20000, 0, 0), 20000, 10 + 180 + 1000, "memory bandwidth"),
+        # arithmetic without a measured limit binds nothing
+        (Work(10**9, "", 100, 100, 0), 200, 2.0, "L1 bandwidth"),
+        (Work(10**9, "bfloat16", 100, 100, 0), 200, 2.0, "L1 bandwidth"),
+    ],
+)
+def test_floors(work, footprint, nanoseconds, limit):
+    assert floor_of(work, PEAKS, footprint) == (pytest.approx(nanoseconds), limit)
+
+
+def test_rows_and_their_sums():
+    rows = [
+        kernel_row("conv", "gemm", 0.25, Work(10000, "float32", 400, 100, 500), PEAKS, 1000),
+        kernel_row("part", "relax", 0.02, Work(None, "", 400, 100, 500), PEAKS, 1000),
+        kernel_row("old", "other", 0.05, None, PEAKS, 1000),
+        kernel_row("move", "copy", 0.01, Work(0, "", 100, 100, 0), PEAKS, 1000),
+    ]
+    conv, part, old, move = rows
+    assert (conv.gops, conv.gbs) == (pytest.approx(40.0), pytest.approx(4.0))
+    assert (conv.floor_us, conv.share, conv.above_us) == pytest.approx((0.1, 0.4, 0.15))
+    assert part.gops is None and part.limit == "L1 bandwidth (operations unknown)"
+    assert part.share == pytest.approx(0.5)
+    assert (old.gbs, old.floor_us, old.share, old.limit) == (None, None, None, "unknown")
+    assert move.gops is None and move.gbs == pytest.approx(20.0)
+    whole = roofline(rows, PEAKS, 0.07)
+    assert (whole.kernels_us, whole.run_us) == pytest.approx((0.33, 0.40))
+    assert whole.floor_us == pytest.approx(0.1 + 0.01 + 0.05 + 0.002)  # nothing is known of "old"
+    assert (whole.unknown, whole.share) == (2, pytest.approx(0.162 / 0.4))
+    assert [row.layer for row in whole.by_excess()] == ["conv", "old", "part", "move"]
+    assert Roofline.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+def network():
+    rng = np.random.default_rng(0)
+    b = GraphBuilder("counted")
+
+    def weights(*shape):
+        return b.param(f"w{shape}", rng.standard_normal(shape).astype(np.float32))
+
+    x = b.input("x", (1, 8, 12, 12))
+    stem = b.add("conv2d", [x, weights(16, 8, 3, 3)], name="stem", pads=(1,) * 4)
+    thin = b.add("conv2d", [stem, weights(4, 16, 1, 1)], name="thin", strides=(2, 2))
+    deep = b.add("conv2d", [thin, weights(4, 1, 3, 3)], name="deep", groups=4)
+    mean = b.add("reduce_mean", [deep], axes=(2, 3), keepdims=False)
+    return b.finish([b.add("linear", [mean, weights(6, 4)], name="head")])
+
+
+def works_of(graph, target):
+    program = lower(graph, target).program
+    return {step.layer: step.work for step in program.steps}, [step.work for step in program.steps]
+
+
+def test_work_is_what_one_counts_by_hand():
+    works, _ = works_of(prepare(network()), TARGETS["x86-64-avx2"])
+    pixels = 12 * 12
+    assert works["stem"] == Work(
+        2 * pixels * 16 * 8 * 9, "float32", 4 * 8 * pixels, 4 * 16 * pixels, 4 * 16 * 8 * 9
+    )
+    # a stride of 2 passes over three of four pixels
+    assert works["thin"] == Work(2 * 36 * 4 * 16, "float32", 4 * 16 * 36, 4 * 4 * 36, 4 * 4 * 16)
+    assert works["deep"] == Work(2 * 16 * 4 * 9, "float32", 4 * 4 * 36, 4 * 4 * 16, 4 * 4 * 9)
+    assert works["head"] == Work(2 * 6 * 4, "float32", 4 * 4, 4 * 6, 4 * 6 * 4)
+
+
+@pytest.mark.parametrize(
+    ("target", "dense", "depthwise"),
+    [
+        ("x86-64", "portable", "portable"),
+        ("x86-64-avx2", "madd256", "madd256"),
+        ("x86-64-avx512-vnni", "vnni512", "madd512"),
+    ],
+)
+def test_int8_work_names_the_way_it_multiplies(target, dense, depthwise):
+    from bitsmith.compiler.calibrate import calibrate
+    from bitsmith.compiler.plan import Plan
+
+    graph = prepare(network())
+    ranges = calibrate(graph, np.random.default_rng(1).standard_normal((4, 8, 12, 12)).astype(np.float32))
+    planned = apply_plan(graph, Plan.uniform(graph, "int8"), ranges, pair_bound=False)
+    works, every = works_of(planned, TARGETS[target])
+    assert all(work is not None for work in every)
+    assert works["deep"].rate == depthwise
+    assert {works["thin"].rate, works["head"].rate} <= {dense, "ubs256"} and works["thin"].rate != "float32"
+    assert set(rate_names(TARGETS[target].isa)) >= {works["thin"].rate, works["deep"].rate, "float32"}
+    assert works["deep"].read_bytes == 4 * 36  # uint8
+
+
+def test_moving_data_reads_no_more_than_it_writes():
+    b = GraphBuilder("moves")
+    x = b.input("x", (1, 64, 5, 5))
+    part = b.add("slice", [x], name="part", starts=(0, 3, 0, 0), stops=(1, 5, 5, 5), steps=(1,) * 4)
+    works, _ = works_of(b.finish([part]), TARGETS["x86-64"])
+    assert works["part"] == Work(0, "float32", 4 * 2 * 25, 4 * 2 * 25, 0)
+
+
+def test_every_instruction_set_names_rows_that_exist():
+    from bitsmith.targets.kernels.peak import RateSpec
+
+    for isa in ISAS.values():
+        for name in rate_names(isa):
+            assert RateSpec(name, isa.lanes).row.lanes == isa.lanes
+
+
+def test_working_sets_lie_in_their_level():
+    sets = working_sets((32 << 10, 512 << 10, 32 << 20), 64 << 30)
+    assert [name for name, _, _ in sets] == ["L1", "L2", "L3", "memory"]
+    smaller = 0
+    for _, capacity, nbytes in sets[:-1]:
+        assert smaller < nbytes <= capacity / 2 or nbytes > smaller == 0
+        smaller = capacity
+    assert sets[-1][2] == 96 << 20
+    assert working_sets((32 << 10,), 512 << 20)[-1][2] == 32 << 20  # a small machine
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return Database(tmp_path_factory.mktemp("peaks") / "measurements.db")
+
+
+@pytest.mark.parametrize("name", ["host", "x86-64"])
+def test_limits_hang_together(database, name):
+    target = resolve(name)
+    peaks = machine_peaks(target, database)
+    assert set(peaks.rates) == set(rate_names(target.isa))
+    assert all(speed > 0 for speed in peaks.rates.values())
+    assert peaks.levels[-1].name == "memory" and all(0 < x.read_gbs < 10_000 for x in peaks.levels)
+    assert machine_peaks(target, database) == peaks, "measured once, then kept"
+
+
+def test_rates_beyond_what_the_chip_can_do_are_refused():
+    isa = ISAS["avx2"]
+    check_rates({"float32": 2 * isa.macs[0] * 5.0, "ubs256": 2 * isa.macs[1] * 5.0}, isa)
+    for broken in ({"float32": 2 * isa.macs[0] * 11.0}, {"ubs256": 2 * isa.macs[1] * 11.0}):
+        with pytest.raises(InternalError, match=next(iter(broken))):
+            check_rates(broken, isa)
+
+
+def test_limits_of_another_machine_are_not_measured_here(database):
+    alien = Target("alien", ISAS["avx512-vnni"], "made up")
+    object.__setattr__(alien, "__dict__", {**alien.__dict__, "runs_here": False, "fingerprint": "alien"})
+    with pytest.raises(TargetError, match="cannot be measured here"):
+        machine_peaks(alien, database)
+
+
+def test_an_artifact_carries_its_work(database, tmp_path):
+    graph = prepare(network())
+    with build(graph, resolve("host"), tmp_path / "made") as artifact:
+        x = np.random.default_rng(2).standard_normal((1, 8, 12, 12)).astype(np.float32)
+        artifact.set_threads(2)
+        found = artifact_roofline(artifact, {"x": x}, database, rounds=5)
+        assert artifact.threads == 2
+        names = [(row.layer, row.kernel) for row in found.rows]
+        assert tuple(names) == artifact.steps()
+        assert found.unknown == 0 and found.run_us == pytest.approx(found.kernels_us + found.outside_us)
+        assert all(row.floor_us > 0 and row.microseconds > 0 for row in found.rows)
+        whole, steps = artifact.trace(x)
+        assert steps.shape == (len(names),) and 0 < steps.sum() <= whole
+
+
+def test_artifacts_from_before_work_was_counted(database, tmp_path):
+    place = tmp_path / "made"
+    build(prepare(network()), resolve("host"), place).close()
+    data = json.loads((place / "manifest.json").read_text())
+    old = {**{k: v for k, v in data.items() if k != "steps"}, "format_version": 1}
+    (place / "manifest.json").write_text(json.dumps(old))
+    from bitsmith.compiler.artifact import open as open_artifact
+
+    feed = {"x": np.zeros((1, 8, 12, 12), np.float32)}
+    with open_artifact(place) as artifact:
+        found = artifact_roofline(artifact, feed, database, rounds=5)
+        assert found.unknown == len(found.rows) and {row.limit for row in found.rows} == {"unknown"}
+    for steps, says in ((data["steps"][:1], "counts 1 steps"), ([{"odd": 1}] * len(data["steps"]), "odd")):
+        (place / "manifest.json").write_text(json.dumps({**data, "steps": steps}))
+        with open_artifact(place) as artifact, pytest.raises(ArtifactError, match=says):
+            artifact_roofline(artifact, feed, database, rounds=5)
+    with pytest.raises(ArtifactError, match="steps"):
+        parse_manifest(json.dumps({**data, "steps": [3]}), "manifest.json")
