@@ -34,6 +34,7 @@ POINTWISE = (*(name for name in ACTIVATIONS if name != "none"), *(row[0] for row
 BINARY = (*(row[0] for row in (*BINARIES, *QUOTIENTS, *COMPARISONS)), "add", "where")  # they broadcast
 PER_AXIS = ("pad", "slice")  # attributes are tuples with one entry per axis
 ONE_AXIS = ("concat", "softmax")  # attribute `axis`
+WITH_LAYOUT = ("resize", "depth_to_space")  # attribute `layout`
 REDUCTIONS = ("reduce_mean", "reduce_sum", "reduce_max")
 
 
@@ -115,7 +116,7 @@ class _Mover:
             return all(rank == 4 or (rank < 4 and v in self.graph.params) for v, rank in ranks)
         if node.op in REDUCTIONS:
             return bool(attr(node, "keepdims")) or _same_order(attr(node, "axes"))
-        if node.op == "resize":
+        if node.op in WITH_LAYOUT:
             return bool(attr(node, "layout") == "NCHW")
         return node.op in (*POINTWISE, *PER_AXIS, *ONE_AXIS)
 
@@ -126,7 +127,7 @@ class _Mover:
             attrs = {k: _permuted(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
         elif node.op in ONE_AXIS:
             attrs["axis"] = MOVED_AXIS[attrs["axis"]]
-        elif node.op == "resize":
+        elif node.op in WITH_LAYOUT:
             attrs["layout"] = "NHWC"
         elif node.op in REDUCTIONS:
             attrs["axes"] = tuple(sorted(MOVED_AXIS[a] for a in attrs["axes"]))

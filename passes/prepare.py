@@ -20,6 +20,7 @@ from .fuse_activations import fuse_activations
 from .fuse_products import fuse_products
 from .fuse_residuals import fuse_residuals
 from .layout import move_channels_last
+from .lift_pointwise import lift_pointwise
 from .pass_base import Pass, run_passes
 from .recognise_activations import recognise_activations
 from .recognise_gelu import recognise_gelu
@@ -34,6 +35,7 @@ PASSES = (
     Pass("common subexpressions", merge_common_subexpressions),
     Pass("recognise norms", recognise_norms),
     # 2. arithmetic into weights
+    Pass("lift over blocks", lift_pointwise),
     Pass("batch norm", fold_batch_norms),
     Pass("scale and shift", fold_scale_and_shift),
     # 3. nodes into layers
@@ -41,6 +43,7 @@ PASSES = (
     Pass("recognise gelu", recognise_gelu),
     Pass("fuse products", fuse_products),
     Pass("dead code after recognising", remove_dead_code),
+    Pass("lift activations over blocks", lift_pointwise),
     Pass("fuse activations", fuse_activations),
     Pass("fuse residuals", fuse_residuals),
     Pass("pads", fold_pads),

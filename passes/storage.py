@@ -17,7 +17,7 @@ from ..compiler.plan import LAYER_OPS, Plan, layers_of
 from .quantise import QParams, qparams
 from .scan import attr
 
-MOVING = ("max_pool2d", "reshape", "transpose", "concat", "resize", "pad")
+MOVING = ("max_pool2d", "reshape", "transpose", "concat", "resize", "pad", "depth_to_space")
 WRITERS = (*LAYER_OPS, "add")
 READERS = ("add", "reduce_mean")
 

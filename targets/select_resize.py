@@ -1,9 +1,11 @@
-"""The kernel calls of resize, and of pad with the data itself: both read from places that a table holds."""
+"""The kernel calls of operators that read from places which a table holds: resize, depth_to_space, and pad
+with the data itself.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,22 @@ def pad_call(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCal
     return _call(node, spec, [(p, p) for p in places], [])
 
 
+def depth_call(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
+    """A pixel's channels lie together before and after, so each row and column has its place in the input."""
+    if a["layout"] != "NHWC":
+        return None
+    n, h, w, c = graph.type_of(node.inputs[0]).shape
+    (bh, bw), (top, left, _, _) = a["block"], a["crop"]
+    _, oh, ow, c_out = node.type.shape
+    y, x = np.arange(oh) + top, np.arange(ow) + left
+    rows = y // bh * (w * c) + y % bh * (bw * c_out)
+    cols = x // bw * c + x % bw * c_out
+    kind = graph.type_of(node.inputs[0]).dtype
+    spec = _spec(isa, kind, (n, h * bh, w * bw, c_out), (oh, ow), False)
+    tables = [np.concatenate([t, t]).astype(np.int32) for t in (rows, cols)]
+    return KernelCall(spec, (node.inputs[0], *map(_weights, tables), node.output), spec.tasks)
+
+
 def _spec(isa: Isa, dtype: str, image: Sequence[int], sizes: Sequence[int], linear: bool) -> ResizeSpec:
     n, h, w, c = image
     width = np.dtype(dtype).itemsize
@@ -73,3 +91,10 @@ def _call(
 
 def _weights(array: np.ndarray) -> Weights:
     return Weights(array.nbytes, lambda: array)
+
+
+PLACE_RULES: dict[str, Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]] = {
+    "depth_to_space": depth_call,
+    "pad": pad_call,
+    "resize": resize_call,
+}

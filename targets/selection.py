@@ -22,7 +22,7 @@ from .kernels.epilogue import Epilogue, small
 from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
-from .select_resize import pad_call, resize_call
+from .select_resize import PLACE_RULES
 from .tensor_rules import TENSOR_RULES, long_linear
 
 STACK_BYTES = 2 << 20
@@ -262,6 +262,7 @@ def _mean(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall |
 
 RULES: dict[str, Rule] = {
     **TENSOR_RULES,
+    **PLACE_RULES,
     "conv2d": _conv2d,
     "linear": _linear,
     **{name: _activation for name in ACTIVATIONS if name != "none"},
@@ -271,6 +272,4 @@ RULES: dict[str, Rule] = {
     "max_pool2d": _pool,
     "avg_pool2d": _pool,
     "reduce_mean": _mean,
-    "pad": pad_call,
-    "resize": resize_call,
 }

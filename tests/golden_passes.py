@@ -25,6 +25,7 @@ from bitsmith.passes.fuse_activations import fuse_activations
 from bitsmith.passes.fuse_products import fuse_products
 from bitsmith.passes.fuse_residuals import fuse_residuals
 from bitsmith.passes.layout import move_channels_last
+from bitsmith.passes.lift_pointwise import lift_pointwise
 from bitsmith.passes.recognise_activations import recognise_activations
 from bitsmith.passes.recognise_gelu import recognise_gelu
 from bitsmith.passes.recognise_norms import recognise_norms
@@ -43,6 +44,7 @@ PASSES = {
     "fuse_products": fuse_products,
     "fuse_residuals": fuse_residuals,
     "layout": move_channels_last,
+    "lift_pointwise": lift_pointwise,
     "recognise_activations": recognise_activations,
     "recognise_gelu": recognise_gelu,
     "recognise_norms": recognise_norms,

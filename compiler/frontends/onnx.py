@@ -86,7 +86,7 @@ def _optimized(model: Any, label: str) -> Any:
 
 def _weight_name(node: Any, weights: set[str]) -> str:
     """The name of a layer's weight, if the node is a layer and the weight an initializer."""
-    layer = node.op_type in ("Conv", "Gemm", "MatMul")
+    layer = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
     return node.input[1] if layer and len(node.input) > 1 and node.input[1] in weights else ""
 
 

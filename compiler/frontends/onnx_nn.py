@@ -44,7 +44,7 @@ def _window_pads(
     return (*begins, *ends)
 
 
-def _plane(c: Converter, node: OnnxNode) -> tuple[str, tuple[int, ...]]:
+def plane(c: Converter, node: OnnxNode) -> tuple[str, tuple[int, ...]]:
     """(the input as [n, c, h, w], its spatial sizes); a 1-D signal becomes one row."""
     x = c.value(node)
     shape = c.type(x).shape
@@ -55,8 +55,8 @@ def _plane(c: Converter, node: OnnxNode) -> tuple[str, tuple[int, ...]]:
     return x, shape[2:]
 
 
-def _flat(c: Converter, node: OnnxNode, y: str, spatial: int) -> str:
-    """The result without the row axis that `_plane` put in."""
+def flat(c: Converter, node: OnnxNode, y: str, spatial: int) -> str:
+    """The result without the row axis that `plane` put in."""
     if spatial == 2:
         return y
     n, channels, _, length = c.type(y).shape
@@ -65,7 +65,7 @@ def _flat(c: Converter, node: OnnxNode, y: str, spatial: int) -> str:
 
 def _conv(c: Converter, node: OnnxNode) -> Result:
     weight = c.known(node, 1, "weight")
-    x, sizes = _plane(c, node)
+    x, sizes = plane(c, node)
     kernel = weight.shape[2:]
     if node.get_ints("kernel_shape", kernel) != kernel:
         raise UnsupportedForm(f"kernel_shape {node.attrs['kernel_shape']} differs from its weight's {kernel}")
@@ -89,7 +89,7 @@ def _conv(c: Converter, node: OnnxNode) -> Result:
         dilations=_axes_2d(dilations, 1),
         groups=node.get_int("group", 1),
     )
-    return _flat(c, node, y, len(kernel))
+    return flat(c, node, y, len(kernel))
 
 
 def _transposed(c: Converter, node: OnnxNode, value: str, part: str) -> str:
@@ -185,7 +185,7 @@ def _pool(op: str) -> Rule:
     def rule(c: Converter, node: OnnxNode) -> Result:
         if node.used_outputs() > 1:
             raise UnsupportedForm("its output Indices is used")
-        x, sizes = _plane(c, node)
+        x, sizes = plane(c, node)
         kernel = node.get_ints("kernel_shape", ())
         if len(kernel) != len(sizes):
             raise UnsupportedForm(f"a {len(kernel)}-D window on {len(sizes)}-D data")
@@ -211,7 +211,7 @@ def _pool(op: str) -> Rule:
             dilations=_axes_2d(dilations, 1),
             **({"count_pad": counted} if op == "avg_pool2d" else {}),
         )
-        return _flat(c, node, y, len(kernel))
+        return flat(c, node, y, len(kernel))
 
     return rule
 

@@ -11,9 +11,11 @@ from .onnx_norm import NORM_RULES
 from .onnx_pad import PAD_RULES
 from .onnx_resize import RESIZE_RULES
 from .onnx_shape import SHAPE_RULES
+from .onnx_transposed import TRANSPOSED_RULES
 
 RULES: dict[str, Rule] = {
     **NN_RULES,
+    **TRANSPOSED_RULES,
     **NORM_RULES,
     **PAD_RULES,
     **RESIZE_RULES,

@@ -3,6 +3,7 @@
 from .activations import ACTIVATIONS
 from .compare import COMPARE
 from .conv import CONV2D
+from .depth import DEPTH_TO_SPACE
 from .elementwise import ELEMENTWISE
 from .index import GATHERS
 from .linear import LINEAR
@@ -31,6 +32,7 @@ OPS: dict[str, OpDef] = {
         *POOLS,
         PAD,
         RESIZE,
+        DEPTH_TO_SPACE,
         *SHAPES,
         QUANTIZE,
         DEQUANTIZE,
