@@ -17,8 +17,8 @@ from ..compiler.ops import ACTIVATIONS, OPS
 from ..compiler.ops.conv import in_layout, nchw, out_layout
 from .call import KernelCall, Weights
 from .isa import Isa
-from .kernels.depthwise_spec import DepthwiseSpec, pack_depthwise, pad_channels
-from .kernels.epilogue import Epilogue, small
+from .kernels.depthwise_spec import DepthwiseSpec, pack_depthwise, pack_per_channel
+from .kernels.epilogue import Epilogue
 from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
@@ -48,8 +48,7 @@ def _epilogue(graph: Graph, node: Node, a: dict[str, Any]) -> Epilogue:
         acc_dtype="int32" if quantised else "float32",
         bias=bool(_operand(node, 2)) or (quantised and a["x_zero"] != 0),
         scale=bool(scale),
-        narrow=quantised
-        and small(_largest(graph, scale), a["r_scale"], a["act"], a["y_inv"], a["out_dtype"]),
+        narrow=quantised and _narrow(graph, node, a),
         residual=graph.type_of(residual).dtype if residual else "",
         **{
             k: a[k] for k in ("r_scale", "r_zero", "act", "lo", "hi", "alpha", "y_inv", "y_zero", "out_dtype")
@@ -57,10 +56,17 @@ def _epilogue(graph: Graph, node: Node, a: dict[str, Any]) -> Epilogue:
     )
 
 
-def _largest(graph: Graph, scale: str) -> float:
-    """The largest magnitude of a scale operand; infinite when it is not known."""
-    values = graph.params.get(scale)
-    return math.inf if values is None else float(np.abs(values).max(initial=0.0))
+def _narrow(graph: Graph, node: Node, a: dict[str, Any]) -> bool:
+    """Whether no result of an int8 layer leaves int32 before it is rounded to uint8 (Epilogue.narrow)."""
+    if a["out_dtype"] != "uint8" or a["y_inv"] != 1.0 or a["act"] not in ("none", "clip"):
+        return False
+    w, bias, scale = (graph.params.get(_operand(node, i)) for i in (1, 2, 4))
+    if w is None or (scale is None and _operand(node, 4)) or (bias is None and _operand(node, 2)):
+        return False
+    most = 255.0 * np.abs(w.astype(np.float64)).reshape(len(w), -1).sum(axis=1)
+    most += 0.0 if bias is None else np.abs(bias.astype(np.float64))
+    most *= 1.0 if scale is None else np.abs(scale.astype(np.float64))
+    return bool(most.max(initial=0.0) + 255.0 * abs(a["r_scale"]) < 2**31 - 256)
 
 
 def _known_weights(graph: Graph, node: Node) -> bool:
@@ -81,7 +87,9 @@ def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> Ke
 
     def pack_bias() -> np.ndarray:
         values = graph.params[bias] if bias else np.zeros(spec.oc, e.acc_dtype)
-        return pack_channels(spec, fold_zero_point(spec, four, values) if e.acc_dtype == "int32" else values)
+        return pack_channels(
+            spec, fold_zero_point(four, spec.x_zero, values) if e.acc_dtype == "int32" else values
+        )
 
     operands: list[Any] = [
         x,
@@ -140,6 +148,7 @@ def _depthwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelC
     n, h, width, c = x.shape
     spec = DepthwiseSpec(
         lanes=isa.lanes,
+        registers=isa.registers,
         dot=isa.dot if x.dtype == "uint8" else "",
         x_dtype=x.dtype,
         n=n,
@@ -153,15 +162,24 @@ def _depthwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelC
         dilations=a["dilations"],
         pads=a["pads"][:2],
         x_zero=a["x_zero"],
-        epilogue=_epilogue(graph, node, {**a, "x_zero": 0}),
+        epilogue=_epilogue(graph, node, a),
     )
-    operands: list[Any] = [node.inputs[0]]
-    padded = spec.blocks * spec.lanes
-    operands.append(Weights(spec.blocks * spec.block_weights * w.itemsize, lambda: pack_depthwise(spec, w)))
-    for index in (2, 4):
-        if value := _operand(node, index):
-            operands.append(Weights(padded * 4, lambda v=value: pad_channels(spec, graph.params[v])))  # type: ignore[misc]
-    if spec.epilogue.residual:
+    e, bias, scale = spec.epilogue, _operand(node, 2), _operand(node, 4)
+    padded = spec.units * spec.unit
+
+    def pack_bias() -> np.ndarray:
+        values = graph.params[bias] if bias else np.zeros(c, e.acc_dtype)
+        return pack_per_channel(spec, fold_zero_point(w, spec.x_zero, values) if spec.quantised else values)
+
+    operands: list[Any] = [
+        node.inputs[0],
+        Weights(spec.units * spec.unit_weights * w.itemsize, lambda: pack_depthwise(spec, w)),
+    ]
+    if e.bias:
+        operands.append(Weights(padded * 4, pack_bias))
+    if e.scale:
+        operands.append(Weights(padded * 4, lambda: pack_per_channel(spec, graph.params[scale])))
+    if e.residual:
         operands.append(node.inputs[3])
     return KernelCall(spec, (*operands, node.output), spec.tasks)
 

@@ -20,6 +20,7 @@ MAGIC = 12582912.0
 """1.5 * 2**23: adding it to a float below 2**22 leaves the integer nearest to it (ties to even) in the
 low mantissa bits."""
 MAGIC_BITS = 0x4B400000
+CACHE_LINE = 64
 
 
 def vector(dtype: str, lanes: int) -> str:
@@ -51,16 +52,23 @@ def store(buffer: Any, index: Any, value: Any, lanes: int = 1) -> None:
 
 
 def vmax(a: Any, b: Any) -> Any:
-    return ib.max(a, b)
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else ib.max(a, b)
 
 
 def vmin(a: Any, b: Any) -> Any:
-    return ib.min(a, b)
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else ib.min(a, b)
 
 
 def intrinsic(name: str, dtype: str, *args: Any) -> Any:
     """A pure LLVM intrinsic."""
     return ib.call_llvm_pure_intrin(ib.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
+
+
+def kept(value: Any, lanes: int) -> Any:
+    """An int32 vector, computed as written: LLVM would otherwise regroup long integer sums into trees that
+    need more registers than there are. (Its fence is for floats; it costs no instruction.)"""
+    kind = vector("float32", lanes)
+    return bits(intrinsic("llvm.arithmetic.fence", kind, bits(value, "float32", lanes)), "int32", lanes)
 
 
 def shuffle(value: Any, lanes: tuple[int, ...]) -> Any:
@@ -74,10 +82,34 @@ def interleave(a: Any, b: Any, lanes: int) -> Any:
     return tirx.Shuffle([a, b], order)
 
 
+def unpack(a: Any, b: Any, lanes: int, width: int, high: bool) -> Any:
+    """a0 b0 a1 b1 ... of the lower or higher half of every `width` lanes: x86's unpack when these are 128
+    bits."""
+    half = width // 2
+    first = [start + high * half for start in range(0, lanes, width)]
+    order = [at + i + side * lanes for at in first for i in range(half) for side in (0, 1)]
+    return tirx.Shuffle([a, b], [tirx.const(i, "int32") for i in order])
+
+
+def gather_lanes(vectors: Sequence[Any], lanes: tuple[int, ...]) -> Any:
+    """The chosen lanes of several vectors in a row, in that order."""
+    return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in lanes])
+
+
 def local(size: int, dtype: str) -> Any:
     """Memory on the stack; the annotation keeps TVM from asking a runtime for it. LLVM turns small
     constant-indexed ones into registers."""
     return ib.alloc_buffer((size,), dtype, scope="global", annotations={"disable_lower_builtin": True})
+
+
+def aligned(size: int, dtype: str) -> tuple[Any, Any]:
+    """Stack memory and the index in it where a cache line begins; `size` elements from there on. TVM aligns
+    to 16 bytes only, and half of the 32-byte accesses that are off by 16 touch two lines."""
+    item = tvm.DataType(dtype).bits // 8
+    buffer = local(size + CACHE_LINE // item, dtype)
+    first = tirx.call_intrin("handle", "tirx.address_of", load(buffer, 0))
+    ahead = tirx.const(0, "int64") - ib.reinterpret(first, dtype="int64")
+    return buffer, ib.bitwise_and(ahead, tirx.const(CACHE_LINE - 1, "int64")) // item
 
 
 @contextmanager

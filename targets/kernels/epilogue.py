@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,7 @@ class Epilogue:
     """Attributes of the node plus which optional operands there are. `residual` is its data type, ""
     when absent.
 
-    `narrow`: before rounding no result leaves int32, so that saturating conversions may clamp it
-    (`small` says when).
+    `narrow`: before rounding no result leaves int32, so that saturating conversions may clamp it.
     """
 
     acc_dtype: str = "float32"
@@ -58,30 +58,29 @@ class Epilogue:
     def pack(self, *vectors: Any) -> Any:
         """uint8 of one, two or four float32x8 vectors, in order: about half the instructions of
         `quantise`."""
-        whole = [emit.intrinsic("llvm.x86.avx.cvt.ps2dq.256", "int32x8", f) for f in vectors]
-        words = [self._words(whole[i], whole[min(i + 1, len(whole) - 1)]) for i in range(0, len(whole), 2)]
-        octets = emit.intrinsic("llvm.x86.avx2.packuswb", "int8x32", words[0], words[-1])
+        octets = self._octets([self.whole(f) for f in vectors])
         # Packing works within 128-bit halves: the double words are now a0 b0 c0 d0 a1 b1 c1 d1.
         order = (0, 4, 1, 5, 2, 6, 3, 7)[: 2 * len(vectors)]
         return emit.bits(emit.shuffle(emit.bits(octets, "int32", 8), order), "uint8", 8 * len(vectors))
+
+    def packed(self, vectors: Sequence[Any]) -> Any:
+        """uint8 of four `whole` vectors that hold 32 channels in the order in which packing restores them
+        (DepthwiseSpec.order)."""
+        return emit.bits(self._octets(vectors), "uint8", 32)
+
+    def whole(self, f: Any) -> Any:
+        """A float32x8 vector rounded to int32, ties to even."""
+        return emit.intrinsic("llvm.x86.avx.cvt.ps2dq.256", "int32x8", f)
+
+    def _octets(self, whole: Sequence[Any]) -> Any:
+        words = [self._words(whole[i], whole[min(i + 1, len(whole) - 1)]) for i in range(0, len(whole), 2)]
+        return emit.intrinsic("llvm.x86.avx2.packuswb", "int8x32", words[0], words[-1])
 
     def _words(self, a: Any, b: Any) -> Any:
         words = emit.intrinsic("llvm.x86.avx2.packssdw", "int16x16", a, b)
         if not self.y_zero:
             return words
         return emit.intrinsic("llvm.sadd.sat", "int16x16", words, emit.splat(self.y_zero, "int16", 16))
-
-
-def small(scale: float, r_scale: float, act: str, y_inv: float, out_dtype: str) -> bool:
-    """Whether |acc * scale + residual * r_scale| < 2**31 for every int32 acc: scales as int8 layers have
-    them."""
-    return (
-        out_dtype == "uint8"
-        and y_inv == 1.0
-        and act in ("none", "clip")
-        and scale < 0.5
-        and abs(r_scale) < 2**20
-    )
 
 
 def within(spec: Any) -> bool:

@@ -234,8 +234,8 @@ def pack_channels(spec: GemmSpec, values: np.ndarray) -> np.ndarray:
     return np.pad(grouped, ((0, 0), (0, spec.vectors * spec.lanes - spec.group_oc))).ravel()
 
 
-def fold_zero_point(spec: GemmSpec, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def fold_zero_point(w: np.ndarray, x_zero: int, bias: np.ndarray) -> np.ndarray:
     """Bias for the sum over x instead of x - x_zero (scratch pads with x_zero, so every window has all
     its terms)."""
-    total = w.astype(np.int64).sum(axis=(1, 2, 3)) * spec.x_zero
+    total = w.astype(np.int64).sum(axis=(1, 2, 3)) * x_zero
     return (bias.astype(np.int64) - total).astype(np.int32)

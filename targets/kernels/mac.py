@@ -99,17 +99,49 @@ def mac_for(x_dtype: str, dot: str, lanes: int) -> Mac:
     return float_mac(lanes) if x_dtype == "float32" else INT8_MACS[dot]
 
 
-def pair_step(dot: str, lanes: int, acc: Any, a: Any, w: Any, zero: int) -> Any:
-    """acc[n] += (a[2n] - zero) * w[2n] + (a[2n + 1] - zero) * w[2n + 1]; a uint8, w int8, exact for any
-    values."""
-    out = emit.vector("int32", lanes)
-    if dot == "portable":
-        for half in (0, 1):
-            every = tuple(range(half, 2 * lanes, 2))
-            x = emit.cast(emit.shuffle(a, every), "int32", lanes) - emit.splat(zero, "int32", lanes)
-            acc = acc + x * emit.cast(emit.shuffle(w, every), "int32", lanes)
-        return acc
-    name = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}[lanes]
-    x = emit.cast(a, "int16", 2 * lanes)
-    x = x - emit.splat(zero, "int16", 2 * lanes) if zero else x
-    return acc + emit.intrinsic(name, out, x, emit.cast(w, "int16", 2 * lanes))
+@dataclass(frozen=True)
+class RowDot:
+    """Sums down the rows of a depthwise window: `rows` of them in one step, their values interleaved.
+
+    `x_dtype`, `w_dtype`: what activations and weights are kept as in scratch, so that a step only loads and
+    multiplies. Exact for any uint8 activations and int8 weights.
+    """
+
+    rows: int
+    x_dtype: str
+    w_dtype: str
+
+    def interleaved(self, rows: list[Any], lanes: int, v: int) -> Any:
+        """Vector number `v` of four, of `lanes` channels, their values at the rows interleaved; `rows`: uint8
+        vectors of 4 * lanes channels. Which channels: DepthwiseSpec.order."""
+        n = 4 * lanes
+        if self.rows == 1:
+            return emit.cast(emit.shuffle(rows[0], tuple(range(v * lanes, (v + 1) * lanes))), "int16", lanes)
+        first = emit.unpack(rows[0], rows[1], n, 16, v >= 2)
+        if self.rows == 2:
+            wide = emit.unpack(first, emit.splat(0, "uint8", n), n, 16, v % 2 == 1)
+            return emit.bits(wide, "int16", n // 2)
+        second = emit.unpack(rows[2], rows[3], n, 16, v >= 2)
+        halves = (emit.bits(pair, "int16", n // 2) for pair in (first, second))
+        return emit.bits(emit.unpack(*halves, n // 2, 8, v % 2 == 1), "uint8", n)
+
+    def step(self, lanes: int, acc: Any, x: Any, w: Any) -> Any:
+        """acc[n] += sum over i < rows of x[rows * n + i] * w[rows * n + i]."""
+        out = emit.vector("int32", lanes)
+        if self.rows == 1:
+            return acc + emit.cast(x, "int32", lanes) * emit.cast(w, "int32", lanes)
+        if self.rows == 4:
+            return emit.intrinsic(
+                "llvm.x86.avx512.vpdpbusd.512", out, acc, *(emit.bits(v, "int8", 64) for v in (x, w))
+            )
+        name = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}[lanes]
+        return acc + emit.intrinsic(name, out, x, w)
+
+
+ROW_DOTS = {
+    "vnni512": RowDot(4, "uint8", "int8"),
+    "madd512": RowDot(2, "int16", "int16"),
+    "madd256": RowDot(2, "int16", "int16"),
+    "portable": RowDot(1, "int16", "int16"),
+}
+"""By the instruction set's `dot`."""
