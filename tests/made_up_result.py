@@ -3,6 +3,7 @@ hang together.
 """
 
 import numpy as np
+from bitsmith.compiler.analysis.roofline import Level, Peaks, Work, kernel_row, roofline
 from bitsmith.compiler.ledger import LedgerRow
 from bitsmith.compiler.machine import Machine
 from bitsmith.compiler.measure import Latency, Quality
@@ -49,6 +50,7 @@ def made_up_result(
         "additivity": (Additivity(best.name, 2900.0, 3050.0), Additivity("float32", 9100.0, 8700.0)),
         "seconds": 123.4,
         "met": True,
+        "roofline": made_up_roofline(names),
         "notes": ("No evaluation data was given: plans were judged on a third of the calibration samples.",),
     }
     return SearchResult(**{**fields, **changes})
@@ -104,3 +106,29 @@ def _row(name: str, index: int, choice: str) -> LedgerRow:
         if int8
         else "int8 measures slower: conversions cost 11 µs",
     )
+
+
+def made_up_roofline(names: list[str]) -> object:
+    """Every kind of row: at its limit and far from it, of unknown operations, with nothing known."""
+    levels = (
+        Level("L1", 32 << 10, 207.0, 207.0),
+        Level("L2", 512 << 10, 102.0, 97.0),
+        Level("L3", 32 << 20, 51.0, 54.0),
+        Level("memory", 0, 16.0, 12.0),
+    )
+    peaks = Peaks({"float32": 102.4, "madd256": 162.0, "ubs256": 197.0}, levels)
+    rows = [
+        kernel_row(
+            name,
+            f"gemm_{i:016x}",
+            40.0 + 9 * i,
+            Work(4_000_000 + 900_000 * i, ("ubs256", "float32")[i % 2], 90_000, 70_000, 20_000 * i),
+            peaks,
+            8e6,
+        )
+        for i, name in enumerate(names)
+    ]
+    rows.append(kernel_row("softmax", "relax_00", 12.0, Work(None, "", 4000, 4000, 0), peaks, 8e6))
+    rows.append(kernel_row("inputs.q8", "pointwise_00", 21.5, Work(0, "", 602112, 150528, 0), peaks, 8e6))
+    rows.append(kernel_row("older", "copy_00", 3.25, None, peaks, 8e6))
+    return roofline(rows, peaks, 41.0)

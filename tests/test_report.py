@@ -97,7 +97,27 @@ def test_every_layer_has_its_row(result, page):
         assert row[7] == ("–" if r.measured_us is None else f"{r.measured_us:.1f}")
         assert row[8] == f"{r.error_share:.1%}"
         assert row[9] == r.reason
-    assert page.notes == ["conv2d 1×14×14×32"] * len(rows)
+    assert [note for note in page.notes if note.startswith("conv2d")] == ["conv2d 1×14×14×32"] * len(rows)
+
+
+def test_every_kernel_has_its_row(result, page):
+    rows = page.rows["kernel-table"]
+    assert [row[0] for row in rows] == [row.layer for row in result.roofline.by_excess()]
+    by_layer = {row[0]: row for row in rows}
+    for kernel in result.roofline.rows:
+        cells = by_layer[kernel.layer]
+        assert cells[1] == f"{kernel.microseconds:.1f}" and cells[4] == kernel.limit
+        assert kernel.kernel in page.notes
+        assert cells[3] == ("–" if kernel.share is None else f"{kernel.share:.0%}")
+    assert by_layer["softmax"][6] == by_layer["older"][6] == "unknown"
+    text = "".join(page.text)
+    assert f"{result.roofline.run_us / 1e3:.3f} ms" in text and "ubs256 197 GOP/s" in text
+    assert "operations of 2 kernels are not known" in text
+
+
+def test_a_result_without_a_roofline_has_no_section(result):
+    page = Page(render(replace(result, roofline=None)))
+    assert "kernel-table" not in page.rows and "the machine's limits" not in "".join(page.text)
 
 
 def test_every_candidate_has_its_row(result, page):

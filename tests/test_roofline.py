@@ -27,8 +27,10 @@ LEVELS = (
 PEAKS = Peaks({"float32": 100.0, "ubs256": 200.0}, LEVELS)
 
 
-def test_levels_say_what_writing_adds():
+def test_levels_say_their_size_and_what_writing_adds():
     assert [level.write_ns for level in LEVELS] == pytest.approx([0.01, 0.03, 0.3])
+    assert Level("L2", 512 << 10, 1, 1).label == "L2 (512 KiB)"
+    assert [Level("L3", n << 20, 1, 1).label for n in (0, 32)] == ["L3", "L3 (32 MiB)"]
     assert Level("odd", 1, 10.0, 40.0).write_ns == 0.0  # a copy measured faster than a read: noise
 
 

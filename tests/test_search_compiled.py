@@ -78,6 +78,8 @@ def test_what_it_says_is_what_lies_in_the_directory(found):
     graph, result, place = found
     out = place / "out"
     assert SearchResult.load(out / "search.json") == result
+    assert {layer.layer for layer in result.ledger} <= {row.layer for row in result.roofline.rows}
+    assert result.roofline.unknown == 0 and result.roofline.floor_us > 0
     with open_artifact(out / "best") as artifact:
         assert artifact.plan == result.best.plan.to_json() == Plan.load(out / "plan.json").to_json()
         assert [row["layer"] for row in artifact.ledger] == [n.name for n in layers_of(prepare(graph))]

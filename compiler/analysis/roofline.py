@@ -31,6 +31,13 @@ class Level:
     copy_gbs: float
 
     @property
+    def label(self) -> str:
+        """Its name and size: "L2 (512 KiB)"."""
+        kib = self.capacity / 1024
+        sized = f"{kib / 1024:g} MiB" if kib >= 1024 else f"{kib:g} KiB"
+        return f"{self.name} ({sized})" if self.capacity else self.name
+
+    @property
     def write_ns(self) -> float:
         """Nanoseconds that writing a byte adds: what copying takes longer than reading."""
         return max(0.0, 2 / self.copy_gbs - 1 / self.read_gbs)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..analysis.roofline import KernelRow, Roofline
-from .output import number, size, table
+from .output import number, table
 
 
 def kernels(name: str, roofline: Roofline) -> Iterable[RenderableType]:
@@ -58,8 +58,5 @@ def _sums(roofline: Roofline) -> str:
 
 def _limits(roofline: Roofline) -> str:
     rates = ", ".join(f"{name} {rate:.0f} GOP/s" for name, rate in roofline.peaks.rates.items())
-    levels = ", ".join(
-        f"{level.name} {f'({size(level.capacity)}) ' if level.capacity else ''}{level.read_gbs:.0f}"
-        for level in roofline.peaks.levels
-    )
+    levels = ", ".join(f"{level.label} {level.read_gbs:.0f}" for level in roofline.peaks.levels)
     return f"limits of this machine, one thread: {rates}; reading, GB/s: {levels}"

@@ -2,6 +2,7 @@
 
 page.py      the page, from page.html, page.css and page.js
 tables.py    its tables
+kernels.py   its section on kernels and the machine's limits
 picture.py   the front as inline SVG
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 from ...search.objectives import Constraint, parse_constraints
 from ...search.result import Candidate, SearchResult
 from ..files import write_whole
-from . import tables
+from . import kernels, tables
 from .picture import Axis, Point, draw
 
 COMMAND = "bitsmith compile MODEL.onnx -o model.bitsmith --plan plan.json --calibration DATA --target {}"
@@ -57,6 +57,7 @@ def _parts(result: SearchResult) -> dict[str, Any]:
         "ledger_heads": tables.LEDGER_HEADS,
         "ledger_rows": tables.ledger_rows(result.ledger),
         "ledger_note": _ledger_note(result),
+        **kernels.section(result.roofline),
         "additivity_heads": tables.ADDITIVITY_HEADS,
         "additivity_rows": tables.additivity_rows(result),
         "additivity_note": _additivity_note(result),
