@@ -33,8 +33,9 @@ Rule = Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]
 
 def select(graph: Graph, node: Node, isa: Isa) -> KernelCall | None:
     """The kernel call for a node, None when no own kernel fits."""
-    rule = RULES.get(node.op)
-    return rule(graph, node, OPS[node.op].complete(node.attrs), isa) if rule else None
+    attrs = OPS[node.op].complete(node.attrs)
+    rules = [table[node.op] for table in (RULES, TENSOR_RULES) if node.op in table]
+    return next((call for rule in rules if (call := rule(graph, node, attrs, isa))), None)
 
 
 def _operand(node: Node, index: int) -> str:
@@ -279,7 +280,6 @@ def _mean(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall |
 
 
 RULES: dict[str, Rule] = {
-    **TENSOR_RULES,
     **PLACE_RULES,
     "conv2d": _conv2d,
     "linear": _linear,

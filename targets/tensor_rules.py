@@ -10,10 +10,17 @@ from .call import KernelCall
 from .isa import Isa
 from .linears import long_linear
 from .products import attention, matmul
+from .reductions import norm, reduction, softmax
 
 __all__ = ["TENSOR_RULES", "long_linear"]
 
 TENSOR_RULES: dict[str, Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]] = {
     "matmul": matmul,
     "attention": attention,
+    "softmax": softmax,
+    "layer_norm": norm,
+    "rms_norm": norm,
+    "reduce_mean": reduction,
+    "reduce_sum": reduction,
+    "reduce_max": reduction,
 }

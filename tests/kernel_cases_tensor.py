@@ -86,4 +86,30 @@ LINEARS: dict[str, tuple[str, Sample]] = {
     "linear, many long sums": ("linear", long_linear((210,), 521, 130, act="silu")),
 }
 
-TENSORS = {**PRODUCTS, **LINEARS}
+REDUCED: dict[str, tuple[str, Sample]] = {
+    **{
+        f"{name} of {length}": (name, floats((5, length), low=-9, high=9, **attrs))
+        for name, attrs in (
+            ("softmax", {"axis": 1}),
+            ("rms_norm", {"eps": 1e-6}),
+            ("reduce_max", {"axes": (1,)}),
+            ("reduce_mean", {"axes": (1,)}),
+        )
+        for length in (2, 8, 33, 100)
+    },
+    "softmax of large numbers": ("softmax", floats((3, 1, 50), axis=2, low=-3e4, high=3e4)),
+    "softmax along the first axis": ("softmax", floats((7, 45), axis=0)),
+    "softmax along a middle axis": ("softmax", floats((2, 9, 3, 5), axis=1)),
+    "softmax along a middle axis, wide": ("softmax", floats((2, 4, 131), axis=1, low=-50, high=50)),
+    "norm of one number": ("layer_norm", floats((4, 1), (1,), (1,), eps=1e-3)),
+    "norm with beta only": ("layer_norm", Sample((TensorType((6, 70)), None, TensorType((70,))))),
+    "norm of numbers far from zero": ("layer_norm", floats((4, 65), low=40, high=60)),
+    "norm of one row": ("layer_norm", floats((40,), (40,), (40,))),
+    "sum of all": ("reduce_sum", floats((3, 5, 7), axes=(0, 1, 2))),
+    "sum over the first axes": ("reduce_sum", floats((3, 5, 37), axes=(0, 1), keepdims=False)),
+    "sum over axes around one of one element": ("reduce_sum", floats((3, 4, 1, 5, 6), axes=(1, 3))),
+    "mean over a middle axis": ("reduce_mean", floats((2, 11, 3, 3), axes=(1,), keepdims=False)),
+    "maximum over a middle axis, negative": ("reduce_max", floats((2, 5, 70), axes=(1,), low=-9, high=-1)),
+}
+
+TENSORS = {**PRODUCTS, **LINEARS, **REDUCED}

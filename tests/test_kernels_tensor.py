@@ -14,6 +14,7 @@ from bitsmith.targets.build import build
 from bitsmith.targets.isa import ISAS
 from bitsmith.targets.selection import select
 from bitsmith.targets.target import TARGETS, Target
+from bitsmith.targets.tensor_rules import TENSOR_RULES
 from kernel_cases_tensor import TENSORS
 from one_graph import ManyNodes, agree
 
@@ -21,7 +22,7 @@ from one_graph import ManyNodes, agree
 WIDE = Target("wide", replace(ISAS["avx2"], lanes=16, registers=32), "AVX2 with vectors of two registers")
 HERE = next(target for target in TARGETS.values() if target.runs_here)
 OWN = {
-    **{f"{name}-{i}": (name, s) for name in ("matmul", "attention") for i, s in enumerate(OPS[name].samples)},
+    **{f"{name}-{i}": (name, s) for name in TENSOR_RULES for i, s in enumerate(OPS[name].samples)},
     **TENSORS,
 }
 

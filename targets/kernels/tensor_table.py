@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .attention import AttentionSpec, emit_attention
+from .columns import ColumnSpec, emit_columns
 from .matmul import MatmulSpec, emit_matmul
+from .rows import RowSpec, emit_rows
 
 TENSOR_EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     MatmulSpec: emit_matmul,
     AttentionSpec: emit_attention,
+    RowSpec: emit_rows,
+    ColumnSpec: emit_columns,
 }

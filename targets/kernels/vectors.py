@@ -100,3 +100,14 @@ def _exchange(quads: _Stage, lanes: int, dtype: str) -> list[Any]:
         for g in range(4)
         for c in range(4)
     ]
+
+
+def load_filled(buffer: Any, at: Any, lanes: int, valid: int, filler: float | Callable[[], Any]) -> Any:
+    """A float32 vector of which only the first `valid` lanes may be read; the others hold `filler`."""
+    if valid == lanes:
+        return emit.load(buffer, at, lanes)
+    part = emit.local(lanes, "float32")
+    for i in range(lanes):
+        missing = filler() if callable(filler) else emit.splat(filler, "float32", 1)
+        emit.store(part, i, emit.load(buffer, at + i) if i < valid else missing)
+    return emit.load(part, 0, lanes)
