@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,7 +17,11 @@ from typing import Any
 import bitsmith
 import numpy as np
 from bitsmith.compiler.errors import BitsmithError, InputError, ModelError, UnsupportedError
+from bitsmith.compiler.ir import Graph
 
+Feed = Mapping[str, np.ndarray]
+Execute = Callable[[Graph, Sequence[Feed]], list[Feed]]
+"""A graph and the inputs of several runs -> the outputs of each, by name and in order."""
 PLAIN_TYPES = frozenset(
     "FLOAT DOUBLE FLOAT16 BFLOAT16 BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
 )
@@ -53,18 +57,31 @@ def cases() -> dict[str, Any]:
         return {case.name: case for case in load_model_tests(kind="node")}
 
 
-def run_all(pattern: str = "") -> Iterator[Outcome]:
+def run_all(pattern: str = "", execute: Execute | None = None) -> Iterator[Outcome]:
     """The tests whose name contains a match of the regular expression, in order of name."""
     for name, case in sorted(cases().items()):
         if re.search(pattern, name):
-            yield run_case(case)
+            yield run_case(case, execute or run_compiled)
 
 
-def run_case(case: Any) -> Outcome:
+def run_compiled(graph: Graph, feeds: Sequence[Feed]) -> list[Feed]:
+    """Outputs for each feed, by the graph compiled for this machine."""
+    with bitsmith.compile(graph) as artifact:
+        return [artifact.run(**feed) for feed in feeds]
+
+
+def run_reference_executor(graph: Graph, feeds: Sequence[Feed]) -> list[Feed]:
+    """The same by the reference executor: in a tenth of the time, to look for gaps in the importer."""
+    from bitsmith.compiler.reference import run_reference
+
+    return [run_reference(graph, feed) for feed in feeds]
+
+
+def run_case(case: Any, execute: Execute = run_compiled) -> Outcome:
     """Load, compile, run, compare. An unexpected exception is an outcome too: the others shall still run."""
     about = (case.name, operator_of(case), counts(case.model))
     try:
-        status, reason, constants = _attempt(case)
+        status, reason, constants = _attempt(case, execute)
     except BitsmithError as error:
         status, reason, constants = "error", f"{type(error).__name__}: {error}", ()
     except Exception as error:  # noqa: BLE001 - it is what the test is about
@@ -93,7 +110,7 @@ def counts(model: Any) -> bool:
     return True
 
 
-def _attempt(case: Any) -> tuple[str, str, tuple[str, ...]]:
+def _attempt(case: Any, execute: Execute) -> tuple[str, str, tuple[str, ...]]:
     feeds, constants = _feeds(case), {}
     if feeds is None:
         return "unsupported", "a test on sequences, optional or missing values", ()
@@ -103,13 +120,12 @@ def _attempt(case: Any) -> tuple[str, str, tuple[str, ...]]:
         return "unsupported", _reasons(str(error)), ()
     except (ModelError, InputError) as error:
         return "unsupported", str(error).split(": ", 1)[-1], ()
-    with bitsmith.compile(graph) as artifact:
-        for inputs, wanted in case.data_sets:
-            given = _named(case.model, inputs)
-            made = artifact.run(**{spec.name: given[spec.name] for spec in artifact.inputs})
-            difference = _difference(list(made.values()), [_array(w) for w in wanted], case)
-            if difference:
-                return "wrong", difference, tuple(constants)
+    named = [_named(case.model, inputs) for inputs, _ in case.data_sets]
+    made = execute(graph, [{name: given[name] for name, _ in graph.inputs} for given in named])
+    for outputs, (_, wanted) in zip(made, case.data_sets, strict=True):
+        difference = _difference(list(outputs.values()), [_array(w) for w in wanted], case)
+        if difference:
+            return "wrong", difference, tuple(constants)
     return "passed", "", tuple(constants)
 
 

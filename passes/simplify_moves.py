@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..compiler.ir import Graph, Node
-from ..compiler.ops.pool import reduced_shape
+from ..compiler.ops.reduce import reduced_shape
 from .dead_code import remove_dead_code
 from .scan import Scan, attr, rewrite, slim
 

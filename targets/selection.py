@@ -22,6 +22,7 @@ from .kernels.epilogue import Epilogue
 from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
+from .select_indexed import cumulate, scatter, topk
 from .select_resize import PLACE_RULES
 from .tensor_rules import TENSOR_RULES, long_linear
 
@@ -271,7 +272,7 @@ def _pool(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall |
 
 def _mean(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
     x = graph.type_of(node.inputs[0])
-    if len(x.shape) != 4 or tuple(sorted(a["axes"])) != (1, 2):
+    if len(x.shape) != 4 or tuple(sorted(a["axes"])) != (1, 2) or x.dtype not in ("float32", "uint8"):
         return None
     spec = MeanSpec(
         isa.lanes, x.dtype, x.shape[0], x.shape[1] * x.shape[2], x.shape[3], a["x_scale"], a["x_zero"]
@@ -290,4 +291,7 @@ RULES: dict[str, Rule] = {
     "max_pool2d": _pool,
     "avg_pool2d": _pool,
     "reduce_mean": _mean,
+    **dict.fromkeys(("scatter_elements", "scatter_nd"), scatter),
+    **dict.fromkeys(("cumsum", "cumprod"), cumulate),
+    "topk": topk,
 }

@@ -41,14 +41,18 @@ class ManyNodes:
     builder: GraphBuilder = field(default_factory=lambda: GraphBuilder("many"))
     feeds: dict[str, np.ndarray] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    siblings: dict[str, tuple[str, ...]] = field(default_factory=dict)  # first output of a node -> all
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     def add(self, op: str, sample: Sample) -> str:
-        """Append the sample's node, return its output. A layer's weights are parameters, the rest inputs."""
+        """Append the sample's node, return its (first) output. A layer's weights are parameters, the rest
+        inputs."""
         name = f"{op}_{len(self.outputs)}"
         inputs = [self._operand(op, name, i, x, sample) for i, x in enumerate(sample.inputs)]
-        self.outputs.append(self.builder.add(op, inputs, name=name, **sample.attrs))
-        return self.outputs[-1]
+        made = self.builder.add_all(op, inputs, name=name, **sample.attrs)
+        self.outputs += made
+        self.siblings[made[0]] = made
+        return made[0]
 
     def _operand(self, op: str, name: str, index: int, given: Any, sample: Sample) -> str:
         if given is None:

@@ -1,4 +1,4 @@
-"""Conversion rules: operators that read at computed places."""
+"""Conversion rules: operators that read and write at computed places."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .converter import Converter, OnnxNode, Result, Rule
+from .converter import Converter, OnnxNode, Result, Rule, UnsupportedForm
 
 
 def _positive(axis: int, rank: int) -> int:
@@ -50,8 +50,43 @@ def _gather_nd(c: Converter, node: OnnxNode) -> Result:
     return c.emit(node, "gather_nd", [c.value(node), c.value(node, 1)], batch=node.get_int("batch_dims", 0))
 
 
+def _operands(c: Converter, node: OnnxNode) -> list[str]:
+    return [c.value(node, i) for i in range(3)]
+
+
+def _reduction(node: OnnxNode) -> str:
+    return node.get_str("reduction", "none")
+
+
+def _scatter_elements(c: Converter, node: OnnxNode) -> Result:
+    axis = _axis(c, node)
+    _check_known(c, node, (c.type(c.value(node)).shape[axis],))
+    return _scatter(c, node, "scatter_elements", axis=axis)
+
+
+def _scatter_nd(c: Converter, node: OnnxNode) -> Result:
+    return _scatter(c, node, "scatter_nd")
+
+
+def _scatter(c: Converter, node: OnnxNode, op: str, **attrs: int) -> Result:
+    """bool and narrow integers are combined in int32."""
+    x, indices, updates = _operands(c, node)
+    dtype, reduction = c.type(x).dtype, _reduction(node)
+    if reduction not in ("none", "add", "mul", "max", "min"):
+        raise UnsupportedForm(f"reduction {reduction!r}")
+    narrow = dtype in ("bool", "int8", "uint8", "int16", "uint16") and reduction != "none"
+    if narrow:
+        x, updates = c.cast(node, x, "int32", "wide"), c.cast(node, updates, "int32", "wide_updates")
+    part = "narrow" if narrow else ""
+    y = c.emit(node, op, [x, indices, updates], part, reduction=reduction, **attrs)
+    return c.cast(node, y, dtype)
+
+
 INDEX_RULES: dict[str, Rule] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "Scatter": _scatter_elements,
+    "ScatterElements": _scatter_elements,
+    "ScatterND": _scatter_nd,
 }

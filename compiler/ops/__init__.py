@@ -10,10 +10,13 @@ from .linear import LINEAR
 from .matmul import ATTENTION, MATMUL
 from .norm import NORMS
 from .opdef import OpDef, Sample, TypeRuleError
+from .order import ORDER
 from .pad import PAD
 from .pool import POOLS
 from .quant import BATCH_NORM, DEQUANTIZE, QUANTIZE
+from .reduce import REDUCES
 from .resize import RESIZE
+from .scatter import SCATTERS
 from .shape import SHAPES
 
 __all__ = ["ACTIVATIONS", "OPS", "OpDef", "Sample", "TypeRuleError"]
@@ -28,6 +31,9 @@ OPS: dict[str, OpDef] = {
         *ELEMENTWISE,
         *COMPARE,
         *GATHERS,
+        *SCATTERS,
+        *REDUCES,
+        *ORDER,
         *NORMS,
         *POOLS,
         PAD,

@@ -1,4 +1,4 @@
-"""Pooling windows and reductions over axes."""
+"""Pooling windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..ir import TensorType
 from .conv import nchw, out_size
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, require
+from .opdef import Attrs, Coupling, OpDef, Sample, Types, require
 
 POOL_ATTRS: dict[str, Any] = {
     "kernel": None,
@@ -114,75 +114,4 @@ def _pool_op(kind: str) -> OpDef:
     )
 
 
-def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
-    """Shape after reducing over `axes`."""
-    if keepdims:
-        return tuple(1 if i in axes else d for i, d in enumerate(shape))
-    return tuple(d for i, d in enumerate(shape) if i not in axes)
-
-
-def _infer_reduce(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    x = types[0]
-    assert x is not None
-    axes: tuple[int, ...] = attrs["axes"]
-    require(
-        all(0 <= a < len(x.shape) for a in axes), f"axes {axes} are not within the {len(x.shape)} axes of x"
-    )
-    require(len(set(axes)) == len(axes), f"axes {axes} repeat")
-    require(all(x.shape[a] > 0 for a in axes), f"x is {x}: an empty axis has no mean or maximum")
-    require(x.dtype in ("float32", "uint8"), f"x must be float32 or uint8, got {x}")
-    out = "float32" if x.dtype == "uint8" else x.dtype
-    return (TensorType(reduced_shape(x.shape, axes, bool(attrs["keepdims"])), out),)
-
-
-def _reference_reduce(inputs: Sequence[Any], attrs: Attrs, kind: str) -> Any:
-    import torch
-
-    x = inputs[0]
-    if x.dtype == torch.uint8:
-        x = (x.to(torch.float32) - float(attrs["x_zero"])) * torch.tensor(
-            attrs["x_scale"], dtype=torch.float32
-        )
-    return getattr(x, kind)(dim=attrs["axes"], keepdim=bool(attrs["keepdims"])) if attrs["axes"] else x
-
-
-def _couple_reduce(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
-    x = types[0]
-    assert x is not None
-    kept = [i for i in range(len(x.shape)) if i not in attrs["axes"]]
-    return tuple(frozenset({("x", a), ("y", a if attrs["keepdims"] else i)}) for i, a in enumerate(kept))
-
-
-def _reduce_op(kind: str, torch_name: str, relax_name: str) -> OpDef:
-    def lower(args: Sequence[Any], attrs: Attrs) -> Any:
-        from tvm import relax
-
-        return getattr(relax.op, relax_name)(args[0], axis=list(attrs["axes"]), keepdims=attrs["keepdims"])
-
-    quantised = {"axes": (1, 2), "x_scale": 0.02, "x_zero": 4}
-    return OpDef(
-        name=f"reduce_{kind}",
-        inputs=("x",),
-        required=1,
-        infer=_infer_reduce,
-        reference=lambda inputs, attrs: _reference_reduce(inputs, attrs, torch_name),
-        samples=(
-            Sample((TensorType((1, 6, 5, 7)),), {"axes": (2, 3)}),
-            Sample((TensorType((2, 5, 5, 37)),), {"axes": (1, 2), "keepdims": False}),
-            Sample((TensorType((4, 9)),), {"axes": (1,)}),
-            *([Sample((TensorType((1, 7, 7, 40), "uint8"),), quantised)] if kind == "mean" else []),
-        ),
-        attrs={"axes": None, "keepdims": True, "x_scale": 1.0, "x_zero": 0},
-        couple=_couple_reduce,
-        flops=lambda types, outs, attrs: given(types, 0).size,
-        relax=lower,
-    )
-
-
-POOLS = (
-    _pool_op("max"),
-    _pool_op("avg"),
-    _reduce_op("mean", "mean", "mean"),
-    _reduce_op("sum", "sum", "sum"),
-    _reduce_op("max", "amax", "max"),
-)
+POOLS = (_pool_op("max"), _pool_op("avg"))

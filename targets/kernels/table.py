@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .cumulate import CumulateSpec, emit_cumulate
 from .depthwise import emit_depthwise
 from .depthwise_spec import DepthwiseSpec
 from .gemm import emit_gemm
@@ -12,8 +13,10 @@ from .gemm_spec import GemmSpec
 from .peak import RateSpec, StreamSpec, emit_rate, emit_stream
 from .pointwise import CopySpec, PointwiseSpec, emit_copy, emit_pointwise
 from .pool import MeanSpec, PoolSpec, emit_mean, emit_pool
+from .scatter import ScatterSpec, emit_scatter
 from .resize import ResizeSpec, emit_resize
 from .tensor_table import TENSOR_EMITTERS
+from .topk import TopKSpec, emit_topk
 
 EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     **TENSOR_EMITTERS,
@@ -23,6 +26,9 @@ EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     CopySpec: emit_copy,
     PoolSpec: emit_pool,
     MeanSpec: emit_mean,
+    ScatterSpec: emit_scatter,
+    CumulateSpec: emit_cumulate,
+    TopKSpec: emit_topk,
     RateSpec: emit_rate,
     StreamSpec: emit_stream,
     ResizeSpec: emit_resize,
