@@ -8,7 +8,7 @@ serve every tap column and both output rows of the band.
     scratch[vector][column][step][lane][row of the step]        step: as many rows as one instruction sums
 
 Channels go in units of four vectors. Instructions that interleave or pack work within 128 bits, so the
-vectors of a unit hold its channels in the order in which unpacking leaves them (`DepthwiseSpec.order`);
+vectors of a unit hold its channels in the order in which unpacking leaves them (epilogue.unit_order);
 weights, bias and scale are packed in that order, and packing the results restores the natural one. When the
 channels are not whole units, the last unit overlaps the one before it.
 
@@ -24,8 +24,8 @@ from typing import Any
 
 from . import emit
 from .depthwise_parts import each_task, task_rows
-from .depthwise_spec import BAND, UNIT, DepthwiseSpec, depthwise_params
-from .epilogue import quantise
+from .depthwise_spec import BAND, DepthwiseSpec, depthwise_params
+from .epilogue import UNIT, quantise
 from .partial import load_part, store_part
 
 

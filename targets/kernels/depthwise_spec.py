@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .epilogue import Epilogue
+from .epilogue import UNIT, Epilogue, unit_order
 from .mac import ROW_DOTS, RowDot
 
 FLOAT_TILE = 7
@@ -17,8 +17,6 @@ MIN_TASKS = 4
 CACHE_LINE = 64
 BAND = 2
 """Output rows that an int8 tile computes from the same interleaved input rows."""
-UNIT = 4
-"""Vectors of channels that int8 kernels load, interleave and store together."""
 CHUNK_BYTES = 6 * 1024
 """Interleaved input of an int8 chunk: a third of a 32 KiB first-level cache, the rest is for what it is made
 of."""
@@ -164,13 +162,10 @@ class DepthwiseSpec:
         last = (full * most * self.tile, 1, tiles - full * most, narrow)
         return ((0, full, most, 0), last) if full else (last,)
 
-    @cached_property
+    @property
     def order(self) -> tuple[tuple[int, ...], ...]:
-        """Channels of each vector of a unit: unpacking bytes twice within 128 bits leaves every fourth
-        group of four."""
-        return tuple(
-            tuple(lane // 4 * 16 + 4 * v + lane % 4 for lane in range(self.lanes)) for v in range(UNIT)
-        )
+        """Channels of each vector of a unit."""
+        return unit_order(self.lanes)
 
     @cached_property
     def channels(self) -> tuple[int, ...]:

@@ -9,6 +9,15 @@ from typing import Any
 
 from . import emit
 
+UNIT = 4
+"""Vectors whose results are packed together."""
+
+
+def unit_order(lanes: int) -> tuple[tuple[int, ...], ...]:
+    """Channels of each vector of a unit: unpacking bytes twice within 128 bits leaves every fourth group of
+    four, and packing twice restores the natural order."""
+    return tuple(tuple(lane // 4 * 16 + 4 * v + lane % 4 for lane in range(lanes)) for v in range(UNIT))
+
 
 @dataclass(frozen=True)
 class Epilogue:
@@ -65,8 +74,20 @@ class Epilogue:
 
     def packed(self, vectors: Sequence[Any]) -> Any:
         """uint8 of four `whole` vectors that hold 32 channels in the order in which packing restores them
-        (DepthwiseSpec.order)."""
+        (`unit_order`)."""
         return emit.bits(self._octets(vectors), "uint8", 32)
+
+    def unit_residual(self, buffer: Any, at: Any, v: int, lanes: int) -> Any:
+        """Vector `v` of a unit of the residual, to be given to `activated`."""
+        if self.residual == "float32":
+            parts = [emit.load(buffer, at + i * lanes, lanes) for i in range(UNIT)]
+            return emit.gather_lanes(parts, unit_order(lanes)[v])
+        n = UNIT * lanes
+        words = emit.unpack(emit.load(buffer, at, n), emit.splat(0, "uint8", n), n, 16, v >= 2)
+        zero = emit.splat(0, "uint16", n // 2)
+        return emit.bits(
+            emit.unpack(emit.bits(words, "uint16", n // 2), zero, n // 2, 8, v % 2 == 1), "int32", lanes
+        )
 
     def whole(self, f: Any) -> Any:
         """A float32x8 vector rounded to int32, ties to even."""

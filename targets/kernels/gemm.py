@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import emit
-from .epilogue import quantise
+from .epilogue import UNIT, quantise
 from .gemm_spec import UNROLL_STEPS, GemmSpec, gemm_params
 from .partial import load_part, store_part
 
@@ -180,7 +180,8 @@ class _Gemm:
             for i in range(rows):
                 a = mac.load_a(self.source, base + self.segment(segment) + t * mac.group + i * step)
                 for v in range(vectors):
-                    emit.store(acc, i * vectors + v, mac.step(emit.load(acc, i * vectors + v), a, b[v]))
+                    total = mac.step(emit.load(acc, i * vectors + v), a, b[v])
+                    emit.store(acc, i * vectors + v, self.kept(total))
 
         if s.segments * s.run_steps <= UNROLL_STEPS:
             for segment in range(s.segments):
@@ -194,6 +195,9 @@ class _Gemm:
             + block * s.tile[1] * s.lanes
         )
         self.finish(acc, out, channel, block, rows, vectors)
+
+    def kept(self, total: Any) -> Any:
+        return emit.kept(total, self.spec.lanes) if self.spec.mac.acc_dtype == "int32" else total
 
     def origin(self, image: Any, row: Any, r: Any, tile: Any, pixel: Any, group: Any) -> tuple[Any, int]:
         """Index in the source of the window's first value for an output pixel, and the distance to the
@@ -221,6 +225,25 @@ class _Gemm:
         return index // per_row * s.dilations[0] * line + index % per_row * s.dilations[1] * s.c
 
     def finish(self, acc: Any, out: Any, channel: Any, block: Any, rows: int, vectors: int) -> None:
+        if self.spec.in_units and vectors == UNIT:
+            for i in range(rows):
+                self.finish_unit(acc, i, out + i * self.spec.oc, channel)
+        else:
+            self.finish_vectors(acc, out, channel, block, rows, vectors)
+
+    def finish_unit(self, acc: Any, i: int, out: Any, channel: Any) -> None:
+        """Pack and store row `i` of a tile."""
+        s, e = self.spec, self.spec.epilogue
+
+        def whole(v: int) -> Any:
+            scale = emit.load(self.buffers["scale"], channel + v * s.lanes, s.lanes) if e.scale else None
+            residual = e.unit_residual(self.buffers["residual"], out, v, s.lanes) if e.residual else None
+            return e.whole(e.activated(emit.load(acc, i * UNIT + v), scale, residual, s.lanes))
+
+        packed = e.packed([whole(v) for v in range(UNIT)])
+        emit.store(self.buffers["y"], out, packed, UNIT * s.lanes)
+
+    def finish_vectors(self, acc: Any, out: Any, channel: Any, block: Any, rows: int, vectors: int) -> None:
         s, e = self.spec, self.spec.epilogue
         # Only the last block is narrower than a tile or holds a partial vector.
         last = vectors == s.vectors - (s.vectors - 1) // s.tile[1] * s.tile[1] and s.group_oc % s.lanes

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .epilogue import Epilogue
+from .epilogue import UNIT, Epilogue, unit_order
 from .mac import Mac, mac_for
 from .tiling import Split, best_tile, split
 
@@ -95,7 +95,31 @@ class GemmSpec:
 
     @cached_property
     def tile(self) -> tuple[int, int]:
+        if self.in_units:
+            return 2, UNIT
         return best_tile(self.ow, self.vectors, self.registers, self.mac.cost)
+
+    @property
+    def in_units(self) -> bool:
+        """uint8 results are packed from whole units of vectors, whose channels lie in the order in which
+        packing restores them (Epilogue.packed)."""
+        return (
+            self.epilogue.packs(self.lanes)
+            and self.group_oc % self.lanes == 0
+            and self.vectors >= UNIT
+            and self.ow > 1
+        )
+
+    @cached_property
+    def places(self) -> tuple[int, ...]:
+        """The channel of its group in each place of packed weights, bias and scale, group by group;
+        `group_oc` where there is none."""
+        natural = [min(i, self.group_oc) for i in range(self.vectors * self.lanes)]
+        if self.in_units:
+            unit = [c for vector in unit_order(self.lanes) for c in vector]
+            for at in range(0, self.group_oc // len(unit) * len(unit), len(unit)):
+                natural[at : at + len(unit)] = [at + c for c in unit]
+        return tuple(natural)
 
     @cached_property
     def columns(self) -> Split:
@@ -190,16 +214,8 @@ def gemm_params(spec: GemmSpec) -> list[tuple[str, str]]:
 def pack_weights(spec: GemmSpec, w: np.ndarray) -> np.ndarray:
     """`w` [oc, c/groups, kh, kw] as B: flat, of the multiply's element type."""
     g, step = spec.groups, spec.mac.group
-    k = _runs(spec, w)
-    k = np.pad(
-        k,
-        (
-            (0, 0),
-            (0, 0),
-            (0, spec.run_steps * step - spec.run),
-            (0, spec.vectors * spec.lanes - spec.group_oc),
-        ),
-    )
+    k = np.pad(_runs(spec, w), ((0, 0), (0, 0), (0, spec.run_steps * step - spec.run), (0, 1)))
+    k = k[..., list(spec.places)]
     k = k.reshape(g, spec.segments * spec.run_steps, step, spec.vectors * spec.lanes)
     width = spec.tile[1] * spec.lanes
     blocks = [
@@ -230,8 +246,8 @@ def pairs_bounded(spec: GemmSpec, w: np.ndarray) -> bool:
 
 def pack_channels(spec: GemmSpec, values: np.ndarray) -> np.ndarray:
     """One value per output channel, each group padded to whole vectors."""
-    grouped = values.reshape(spec.groups, spec.group_oc)
-    return np.pad(grouped, ((0, 0), (0, spec.vectors * spec.lanes - spec.group_oc))).ravel()
+    grouped = np.pad(values.reshape(spec.groups, spec.group_oc), ((0, 0), (0, 1)))
+    return grouped[:, list(spec.places)].ravel()
 
 
 def fold_zero_point(w: np.ndarray, x_zero: int, bias: np.ndarray) -> np.ndarray:

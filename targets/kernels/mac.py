@@ -113,7 +113,7 @@ class RowDot:
 
     def interleaved(self, rows: list[Any], lanes: int, v: int) -> Any:
         """Vector number `v` of four, of `lanes` channels, their values at the rows interleaved; `rows`: uint8
-        vectors of 4 * lanes channels. Which channels: DepthwiseSpec.order."""
+        vectors of 4 * lanes channels. Which channels: epilogue.unit_order."""
         n = 4 * lanes
         if self.rows == 1:
             return emit.cast(emit.shuffle(rows[0], tuple(range(v * lanes, (v + 1) * lanes))), "int16", lanes)
