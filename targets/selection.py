@@ -23,6 +23,7 @@ from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_we
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
 from .select_indexed import cumulate, scatter, topk
+from .select_recurrent import RECURRENT_RULES
 from .select_resize import PLACE_RULES
 from .tensor_rules import TENSOR_RULES, long_linear
 
@@ -282,6 +283,7 @@ def _mean(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall |
 
 RULES: dict[str, Rule] = {
     **PLACE_RULES,
+    **RECURRENT_RULES,
     "conv2d": _conv2d,
     "linear": _linear,
     **{name: _activation for name in ACTIVATIONS if name != "none"},

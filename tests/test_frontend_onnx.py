@@ -463,12 +463,6 @@ UNSUPPORTED_FORMS = [
     ("from .* to", node("Expand", "x s"), {"x": (1, 4)}, {"s": ints(3, 4)}),
     ("training_mode", node("Dropout", "x r t"), {"x": (4,)}, {"r": f32(0.5), "t": np.array(True)}),
     ("quantised already", node("QuantizeLinear", "x s", "u8"), {"x": (4,)}, {"s": f32(0.1)}),
-    (
-        "recurrent",
-        node("GRU", "x w r", "y", hidden_size=1),
-        {"x": (1, 1, 2)},
-        {"w": (1, 3, 2), "r": (1, 3, 1)},
-    ),
 ]
 
 

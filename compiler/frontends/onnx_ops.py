@@ -9,6 +9,7 @@ from .onnx_math import MATH_RULES
 from .onnx_nn import NN_RULES
 from .onnx_norm import NORM_RULES
 from .onnx_pad import PAD_RULES
+from .onnx_recurrent import RECURRENT_RULES
 from .onnx_resize import RESIZE_RULES
 from .onnx_shape import SHAPE_RULES
 from .onnx_transposed import TRANSPOSED_RULES
@@ -19,6 +20,7 @@ RULES: dict[str, Rule] = {
     **NORM_RULES,
     **PAD_RULES,
     **RESIZE_RULES,
+    **RECURRENT_RULES,
     **MATH_RULES,
     **SHAPE_RULES,
     **LOGIC_RULES,
@@ -27,7 +29,6 @@ RULES: dict[str, Rule] = {
 
 _QUANTISED = "the model is quantised already: give the float model, bitsmith quantises it itself"
 _CONTROL = "control flow that depends on data has no static form: export the model with fixed control flow"
-_RECURRENT = "recurrent layers are not supported by this version"
 _RANDOM = "random numbers are not reproducible: export the model in evaluation mode"
 
 HINTS: dict[str, str] = {
@@ -44,7 +45,6 @@ HINTS: dict[str, str] = {
         _QUANTISED,
     ),
     **dict.fromkeys(("If", "Loop", "Scan"), _CONTROL),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
     **dict.fromkeys(
         (
             "RandomNormal",

@@ -2,9 +2,9 @@
 
 A transposed convolution writes y[s * i + d * k] += x[i] * w[k]. Call the place in y s * w + p, with p < s.
 Tap k belongs to phase p = d * k mod s and reads x at w - d * k div s. So each phase is a convolution of x
-with every s-th tap, all phases share one window, and together they are a convolution with s times the channels,
-followed by depth_to_space; what `pads` cuts off, depth_to_space leaves out. Nothing is multiplied by the
-zeros that a stuffed input has (where s divides the kernel, nothing by zeros at all).
+with every s-th tap, all phases share one window, and together they are a convolution with s times the
+channels, followed by depth_to_space; what `pads` cuts off, depth_to_space leaves out. Nothing is multiplied
+by the zeros that a stuffed input has (where s divides the kernel, nothing by zeros at all).
 """
 
 from __future__ import annotations

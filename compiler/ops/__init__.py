@@ -14,6 +14,7 @@ from .order import ORDER
 from .pad import PAD
 from .pool import POOLS
 from .quant import BATCH_NORM, DEQUANTIZE, QUANTIZE
+from .recurrent import RECURRENT
 from .reduce import REDUCES
 from .resize import RESIZE
 from .scatter import SCATTERS
@@ -39,6 +40,7 @@ OPS: dict[str, OpDef] = {
         PAD,
         RESIZE,
         DEPTH_TO_SPACE,
+        *RECURRENT,
         *SHAPES,
         QUANTIZE,
         DEQUANTIZE,

@@ -13,8 +13,10 @@ from .gemm_spec import GemmSpec
 from .peak import RateSpec, StreamSpec, emit_rate, emit_stream
 from .pointwise import CopySpec, PointwiseSpec, emit_copy, emit_pointwise
 from .pool import MeanSpec, PoolSpec, emit_mean, emit_pool
-from .scatter import ScatterSpec, emit_scatter
+from .recurrent import emit_recurrent
+from .recurrent_spec import RecurrentSpec
 from .resize import ResizeSpec, emit_resize
+from .scatter import ScatterSpec, emit_scatter
 from .tensor_table import TENSOR_EMITTERS
 from .topk import TopKSpec, emit_topk
 
@@ -32,4 +34,5 @@ EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     RateSpec: emit_rate,
     StreamSpec: emit_stream,
     ResizeSpec: emit_resize,
+    RecurrentSpec: emit_recurrent,
 }

@@ -1,0 +1,135 @@
+"""LSTM, GRU and RNN compute what ONNX Runtime computes, with all attributes; and as compiled code."""
+
+import numpy as np
+import pytest
+from bitsmith.compiler.errors import UnsupportedError
+from bitsmith.compiler.frontends import load_model
+from bitsmith.compiler.plan import layers_of
+from bitsmith.compiler.reference import run_reference
+from bitsmith.passes.prepare import prepare
+from bitsmith.targets.build import build
+from bitsmith.targets.target import resolve
+from onnx import TensorProto
+from onnx_models import model, node, onnxruntime_outputs
+from test_frontend_onnx import same
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+STEPS, BATCH, WIDTH, HIDDEN = 5, 3, 6, 11
+
+
+def made(op, *, directions=1, bias=True, lengths=None, states=False, peepholes=False, outputs=None, **attrs):
+    """A model of one recurrent node with random weights, and feeds."""
+    rng = np.random.default_rng(5)
+
+    def draw(*shape):
+        return rng.uniform(-0.7, 0.7, shape).astype(np.float32)
+
+    wide = GATES[op] * HIDDEN
+    weights = {"w": draw(directions, wide, WIDTH), "r": draw(directions, wide, HIDDEN)}
+    if bias:
+        weights["b"] = draw(directions, 2 * wide)
+    if lengths:
+        weights["lengths"] = np.array(lengths, np.int32)
+    batch_first = attrs.get("layout", 0)
+    state = (BATCH, directions, HIDDEN) if batch_first else (directions, BATCH, HIDDEN)
+    inputs = {"x": (BATCH, STEPS, WIDTH) if batch_first else (STEPS, BATCH, WIDTH)}
+    names = ["x", "w", "r", "b" if bias else "-", "lengths" if lengths else "-"]
+    if states:
+        kinds = ["h0", "c0"] if op == "LSTM" else ["h0"]
+        inputs.update(dict.fromkeys(kinds, state))
+        names += kinds
+    if peepholes:
+        weights["p"] = draw(directions, 3 * HIDDEN)
+        names += ["-"] * (7 - len(names)) + ["p"]
+    outputs = outputs or ("y h c" if op == "LSTM" else "y h")
+    if directions == 2:
+        attrs["direction"] = "bidirectional"
+    proto = model(
+        [node(op, " ".join(names), outputs, hidden_size=HIDDEN, **attrs)],
+        inputs,
+        [name for name in outputs.split() if name != "-"],
+        weights,
+        opset=14,
+    )
+    return proto, {name: draw(*shape) for name, shape in inputs.items()}
+
+
+LSTMS = [
+    {},
+    {"states": True},
+    {"directions": 2, "states": True, "bias": False},
+    {"direction": "reverse", "peepholes": True},
+    {"clip": 0.4},
+    {"input_forget": 1},
+    {"lengths": (5, 2, 3)},
+    {"directions": 2, "lengths": (1, 5, 4), "states": True},
+    {"activations": ["HardSigmoid", "Softsign", "Relu"]},
+    {"activations": ["Sigmoid", "Affine", "Elu"], "activation_alpha": [0.5, 0.9], "activation_beta": [0.1]},
+    {"outputs": "y"},
+    {"outputs": "- - c"},
+]
+GRUS = [
+    {"linear_before_reset": 0},
+    {"linear_before_reset": 1},
+    {"linear_before_reset": 1, "bias": False, "states": True},
+    {"directions": 2, "states": True},
+    {"directions": 2, "linear_before_reset": 1, "lengths": (4, 1, 5)},
+    {"direction": "reverse", "lengths": (2, 5, 3), "clip": 0.5},
+    {"activations": ["HardSigmoid", "LeakyRelu"], "activation_alpha": [0.3, 0.1], "activation_beta": [0.4]},
+]
+RNNS = [
+    {},
+    {"directions": 2, "states": True, "activations": ["Relu", "ThresholdedRelu"], "activation_alpha": [0.2]},
+    {"activations": ["Softplus"]},
+    {"activations": ["ScaledTanh"], "activation_alpha": [0.8], "activation_beta": [0.6]},
+]
+CASES = [(op, attrs) for op, rows in (("LSTM", LSTMS), ("GRU", GRUS), ("RNN", RNNS)) for attrs in rows]
+
+
+@pytest.mark.parametrize(("op", "attrs"), CASES, ids=str)
+def test_a_recurrent_layer_agrees_with_onnxruntime(op, attrs):
+    proto, feeds = made(op, **attrs)
+    same(proto, feeds)
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_batch_first_is_the_same_with_other_axes(op):
+    """ONNX Runtime has no layout=1: compared with itself, batch last."""
+    proto, feeds = made(op, directions=2, states=True, layout=1)
+    plain, _ = made(op, directions=2, states=True)
+    want = onnxruntime_outputs(plain, {name: array.swapaxes(0, 1) for name, array in feeds.items()})
+    found = run_reference(load_model(proto), feeds)
+    np.testing.assert_allclose(found["y"], want[0].transpose(2, 0, 1, 3), atol=1e-5)
+    np.testing.assert_allclose(found["h"], want[1].swapaxes(0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_compiled_it_still_agrees(op):
+    proto, feeds = made(op, directions=2, states=True)
+    with build(prepare(load_model(proto)), resolve("host")) as artifact:
+        found = artifact.run(**feeds)
+    for name, want in zip(found, onnxruntime_outputs(proto, feeds), strict=True):
+        np.testing.assert_allclose(found[name], want, atol=1e-5)
+
+
+def test_the_projection_of_the_input_is_a_layer_for_each_direction():
+    graph = load_model(made("LSTM", directions=2)[0])
+    assert [n.op for n in layers_of(graph)] == ["linear", "linear"]
+    assert [n.op for n in graph.nodes].count("lstm") == 2
+
+
+def test_computed_recurrence_weights_are_refused():
+    shapes = {"x": (2, 1, 2), "w": (1, 3, 2), "r": (1, 3, 1)}
+    with pytest.raises(UnsupportedError, match="recurrence weights must be constant"):
+        load_model(model([node("GRU", "x w r", hidden_size=1)], shapes))
+
+
+def test_computed_lengths_are_refused():
+    proto, _ = made("LSTM", lengths=(1, 2, 3))
+    lengths = next(t for t in proto.graph.initializer if t.name == "lengths")
+    proto.graph.initializer.remove(lengths)
+    value = proto.graph.input.add(name="lengths")
+    value.type.tensor_type.elem_type = TensorProto.INT32
+    value.type.tensor_type.shape.dim.add().dim_value = BATCH
+    with pytest.raises(UnsupportedError, match="sequence_lens must be constant"):
+        load_model(proto)
