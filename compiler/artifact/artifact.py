@@ -60,7 +60,8 @@ class Artifact:
         self.manifest = manifest
         self._native = native
         self._signature = tuple((spec, np.dtype(spec.dtype)) for spec in manifest.inputs)
-        self._results = tuple((spec.name, spec.shape, np.dtype(spec.dtype)) for spec in manifest.outputs)
+        self._results = tuple(spec.name for spec in manifest.outputs)
+        self._forms = tuple((spec.shape, np.dtype(spec.dtype)) for spec in manifest.outputs)
         self._release = weakref.finalize(self, _release, native, delete)
 
     @property
@@ -123,7 +124,7 @@ class Artifact:
     ) -> dict[str, np.ndarray]:
         inputs, outputs = self._bind(arrays, named), self._fresh_outputs()
         self._native.run(inputs, outputs, threads)
-        return {name: array for (name, _, _), array in zip(self._results, outputs, strict=True)}
+        return dict(zip(self._results, outputs, strict=True))
 
     def profile(self, /, *arrays: np.ndarray, repeats: int = 20, **named: np.ndarray) -> list[StepTime]:
         """The median time of each step over `repeats` runs, after one to warm up. Inputs as for `run`."""
@@ -148,7 +149,7 @@ class Artifact:
         start = time.perf_counter_ns()
         inputs, outputs = self._bind(arrays, named), self._fresh_outputs()
         self._native.profile(inputs, outputs, times)
-        dict(zip((name for name, _, _ in self._results), outputs, strict=True))
+        dict(zip(self._results, outputs, strict=True))
         return time.perf_counter_ns() - start, times
 
     def steps(self) -> tuple[tuple[str, str], ...]:
@@ -194,7 +195,7 @@ class Artifact:
         return (*arrays, *(named[name] for name in names[len(arrays) :]))
 
     def _fresh_outputs(self) -> list[np.ndarray]:
-        return [np.empty(shape, dtype) for _, shape, dtype in self._results]
+        return [np.empty(shape, dtype) for shape, dtype in self._forms]
 
 
 def _check_threads(threads: int) -> None:
