@@ -52,6 +52,8 @@ class _Recurrent:
     def body(self) -> None:
         with emit.loop(self.begin, self.end) as task:
             first = task * self.spec.rows
+            if self.spec.batch % self.spec.rows:
+                first = emit.vmin(first, self.spec.batch - self.spec.rows)
             self.load_states(first)
             count: Any = self.spec.steps
             if self.spec.lengths:

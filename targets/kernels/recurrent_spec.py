@@ -37,14 +37,16 @@ class RecurrentSpec:
 
     @property
     def rows(self) -> int:
-        """Sequences that a task computes side by side."""
+        """Sequences that a task computes side by side, as many as have their sums in registers."""
         if self.lengths:
             return 1
-        return next(n for n in range(MOST_ROWS, 0, -1) if self.batch % n == 0)
+        widest = max(map(len, self.products))
+        return max(1, min(MOST_ROWS, self.batch, self.registers * 3 // 4 // widest))
 
     @property
     def tasks(self) -> int:
-        return self.batch // self.rows
+        """The last one takes some sequences that the one before it has too, where they do not divide."""
+        return -(-self.batch // self.rows)
 
     @property
     def gates(self) -> int:
