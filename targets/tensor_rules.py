@@ -9,6 +9,7 @@ from ..compiler.ir import Graph, Node
 from .call import KernelCall
 from .isa import Isa
 from .linears import long_linear
+from .moves import concat, slice_of, transpose
 from .products import attention, matmul
 from .reductions import norm, reduction, softmax
 
@@ -17,6 +18,9 @@ __all__ = ["TENSOR_RULES", "long_linear"]
 TENSOR_RULES: dict[str, Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]] = {
     "matmul": matmul,
     "attention": attention,
+    "transpose": transpose,
+    "slice": slice_of,
+    "concat": concat,
     "softmax": softmax,
     "layer_norm": norm,
     "rms_norm": norm,

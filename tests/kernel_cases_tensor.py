@@ -112,4 +112,47 @@ REDUCED: dict[str, tuple[str, Sample]] = {
     "maximum over a middle axis, negative": ("reduce_max", floats((2, 5, 70), axes=(1,), low=-9, high=-1)),
 }
 
-TENSORS = {**PRODUCTS, **LINEARS, **REDUCED}
+
+def moved(dtype: str, *shapes: tuple[int, ...], **attrs: Any) -> Sample:
+    return Sample(tuple(TensorType(s, dtype) for s in shapes), attrs)
+
+
+MOVED: dict[str, tuple[str, Sample]] = {
+    **{
+        f"transpose {shape} by {perm}, {dtype}": ("transpose", moved(dtype, shape, perm=perm))
+        for dtype, shape, perm in (
+            ("float32", (16, 16), (1, 0)),
+            ("float32", (37, 45), (1, 0)),
+            ("float32", (5, 3), (1, 0)),
+            ("float32", (8, 300), (1, 0)),
+            ("float32", (2, 9, 4, 20), (0, 2, 1, 3)),
+            ("float32", (2, 9, 4, 20), (0, 2, 3, 1)),
+            ("float32", (3, 17, 2, 19), (3, 1, 0, 2)),
+            ("float32", (1, 24, 1, 40), (0, 3, 2, 1)),
+            ("float32", (4, 5, 3), (1, 0, 2)),
+            ("float32", (6, 1, 7, 1), (3, 2, 1, 0)),
+            ("uint8", (1, 9, 11, 35), (0, 3, 1, 2)),
+            ("uint8", (3, 9, 70), (1, 0, 2)),
+            ("int64", (5, 6, 7), (2, 1, 0)),
+            ("bool", (5, 9), (1, 0)),
+            ("float64", (9, 5, 2), (1, 0, 2)),
+        )
+    },
+    "slice of rows": ("slice", moved("float32", (9, 31), starts=(2, 5), stops=(8, 28), steps=(1, 1))),
+    "slice with steps": (
+        "slice",
+        moved("float32", (3, 19, 31), starts=(0, 1, 2), stops=(3, 19, 30), steps=(1, 3, 2)),
+    ),
+    "slice of one column": ("slice", moved("float32", (40, 9), starts=(0, 4), stops=(40, 5), steps=(1, 1))),
+    "slice of whole matrices": (
+        "slice",
+        moved("uint8", (5, 40, 30), starts=(1, 0, 0), stops=(4, 40, 30), steps=(1, 1, 1)),
+    ),
+    "slice, int64": ("slice", moved("int64", (50,), starts=(3,), stops=(50,), steps=(5,))),
+    "concat of many rows": ("concat", moved("float32", (120, 30), (120, 1), (120, 50), (120, 3), axis=1)),
+    "concat of the first axis": ("concat", moved("float32", (2, 5, 7), (1, 5, 7), (4, 5, 7), axis=0)),
+    "concat, uint8": ("concat", moved("uint8", (1, 6, 5, 33), (1, 6, 5, 2), (1, 6, 5, 16), axis=3)),
+    "concat of a value with itself, int64": ("concat", moved("int64", (4, 3), (4, 2), axis=1)),
+}
+
+TENSORS = {**PRODUCTS, **LINEARS, **REDUCED, **MOVED}
