@@ -134,7 +134,8 @@ def _load(model: Any, feeds: dict[str, np.ndarray]) -> tuple[Any, dict[str, np.n
     constants: dict[str, np.ndarray] = {}
     while True:
         try:
-            return bitsmith.load(model, constants=constants), constants
+            shaped = {name: array for name, array in feeds.items() if name not in constants}
+            return bitsmith.load(model, inputs=shaped, constants=constants), constants
         except UnsupportedError as error:
             more = {name: feeds[name] for name in error.inputs if name in feeds and name not in constants}
             if not more:

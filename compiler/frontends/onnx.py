@@ -22,7 +22,8 @@ from ..ops import OPS, TypeRuleError
 from .converter import Converter, OnnxNode, Result, UnsupportedForm, ValueNeeded, numbered
 from .onnx_constants import bind_inputs, sources
 from .onnx_fold import fold, foldable, too_large
-from .onnx_ops import RULES, hint_of
+from .onnx_inline import inline_definitions
+from .onnx_ops import KNOWN, RULES, hint_of
 from .onnx_read import first_line, graphs_of, read_onnx, to_array
 from .onnx_shapes import Shapes, example_shapes, fix_shapes, graph_inputs
 
@@ -48,10 +49,11 @@ def load_onnx(
     names = _layer_names(model)
     _copy_passed_inputs(model)
     given = dict(example_shapes(model, inputs)) if inputs is not None else {}
-    fix_shapes(model, {**given, **(shapes or {})}, label)
+    fix_shapes(model, shapes or {}, label, given)
+    model = inline_definitions(model, KNOWN)
     model = _optimized(model, label)
     title = source.stem if isinstance(source, Path) else model.graph.name
-    return _convert(model, title or "model", label, names, constant_allowed=bool(constants))
+    return _convert(model, title or "model", label, names)
 
 
 @contextmanager
@@ -105,17 +107,13 @@ def _layer_names(model: Any) -> dict[str, str]:
     return table
 
 
-def _convert(
-    model: Any, title: str, label: str, names: Mapping[str, str], constant_allowed: bool = False
-) -> Graph:
+def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Graph:
     work = _Import(model, label, names, Converter(title, _value_names(model.graph)))
     work.add_inputs()
     for proto in model.graph.node:
         work.add_node(proto)
     work.raise_unsupported()
     outputs = [value.name for value in model.graph.output]
-    if not constant_allowed and not any(name in work.converter.values for name in outputs):
-        raise ModelError(f"{label}: its outputs do not depend on its inputs")
     graph = work.converter.finish({name: work.declared(name) for name in outputs})
     _check_sizes(graph, label)
     used = set(graph.used_params())

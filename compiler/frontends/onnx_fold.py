@@ -97,13 +97,17 @@ def _most_elements(proto: Any, inputs: Mapping[str, np.ndarray]) -> float:
         "ConstantOfShape": lambda: _product(arrays[0]),
         "Expand": lambda: arrays[0].size * _product(np.maximum(arrays[1], 1)),
         "Tile": lambda: arrays[0].size * _product(arrays[1]),
-        "Range": lambda: abs(float(arrays[1]) - float(arrays[0])) / max(abs(float(arrays[2])), 1e-30),
+        "Range": lambda: _range_length(*(float(array.reshape(-1)[0]) for array in arrays[:3])),
     }
     if proto.op_type in factors:
         return factors[proto.op_type]()
     # The others at most combine each element of one input with each of another (broadcasts, products).
     sizes = sorted(max(array.size, 1) for array in arrays)
     return float("inf") if proto.op_type in _GROWING else _product(np.array(sizes[-2:]))
+
+
+def _range_length(start: float, limit: float, delta: float) -> float:
+    return abs(limit - start) / max(abs(delta), 1e-30)
 
 
 def _product(sizes: np.ndarray) -> float:

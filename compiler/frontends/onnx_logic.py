@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..ir import DTYPES
 from .converter import Converter, OnnxNode, Result, Rule, UnsupportedForm
 
@@ -21,15 +23,14 @@ def _bits(op: str) -> Rule:
 
 
 def _shift(c: Converter, node: OnnxNode) -> Result:
-    """A shift by the operands' width or more gives zero."""
+    """A shift by the operands' width or more gives zero, or -1 when negative numbers are shifted right."""
     x, count = c.value(node, 0), c.value(node, 1)
-    dtype = c.type(x).dtype
-    if not dtype.startswith("uint"):
-        raise UnsupportedForm(f"{dtype} data; only unsigned integers are supported")
-    width = 8 * int(dtype.removeprefix("uint")) // 8
-    last = c.scalar(node, "last", width - 1, x)
-    op = {"LEFT": "shift_left", "RIGHT": "shift_right"}[node.get_str("direction", "")]
+    dtype, right = c.type(x).dtype, node.get_str("direction", "") == "RIGHT"
+    last = c.scalar(node, "last", 8 * np.dtype(dtype).itemsize - 1, x)
+    op = "shift_right" if right else "shift_left"
     within = c.emit(node, "minimum", [count, last], "within")
+    if right and dtype.startswith("int"):
+        return c.emit(node, op, [x, within])
     shifted = c.emit(node, op, [x, within], "shifted")
     beyond = c.emit(node, "less", [last, count], "beyond")
     return c.emit(node, "where", [beyond, c.scalar(node, "zero", 0, x), shifted])

@@ -1,24 +1,17 @@
-"""Conversion rules: arithmetic, activations and reductions."""
+"""Conversion rules: arithmetic and functions of one number."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from ..ir import AttrValue
 from .converter import Converter, OnnxNode, Result, Rule, UnsupportedForm
 
 
-def _direct(op: str, **defaults: float) -> Rule:
-    """One input, the same operator here; `defaults` are float attributes of the same name."""
-
-    def rule(c: Converter, node: OnnxNode) -> Result:
-        attrs: dict[str, AttrValue] = {k: node.get_float(k, v) for k, v in defaults.items()}
-        return c.emit(node, op, [c.value(node)], "", **attrs)
-
-    return rule
+def _direct(op: str) -> Rule:
+    """One input, the same operator here."""
+    return lambda c, node: c.emit(node, op, [c.value(node)])
 
 
 def _binary(op: str) -> Rule:
@@ -55,8 +48,20 @@ def _single(array: np.ndarray, what: str) -> float:
 
 
 def _pow(c: Converter, node: OnnxNode) -> Result:
-    exponent = _single(c.known(node, 1, "exponent"), "exponent")
-    x = c.value(node)
+    x, y = c.value(node), c.value(node, 1)
+    known, dtype = c.constant(node, 1), c.type(x).dtype
+    if not dtype.startswith("float"):
+        wide = [c.cast(node, v, "float64", part) for v, part in ((x, "base"), (y, "exponent"))]
+        return c.cast(node, c.emit(node, "pow", wide, "wide"), dtype)
+    if known is not None and known.size == 1 and known.ndim <= len(c.type(x).shape):
+        simple = _simple_power(c, node, x, float(known.reshape(-1)[0]))
+        if simple:
+            return simple
+    return c.emit(node, "pow", [x, c.cast(node, y, dtype, "exponent")])
+
+
+def _simple_power(c: Converter, node: OnnxNode, x: str, exponent: float) -> str:
+    """Exponents that other operators do; "" for the rest."""
     if exponent == 1.0:
         return x
     if exponent == 2.0:
@@ -65,9 +70,17 @@ def _pow(c: Converter, node: OnnxNode) -> Result:
         return c.emit(node, "mul", [c.emit(node, "mul", [x, x], "square"), x])
     if exponent in (0.5, -0.5):
         return c.emit(node, "sqrt" if exponent > 0 else "rsqrt", [x])
-    if exponent == -1.0:
-        return c.emit(node, "div", [c.scalar(node, "one", 1.0), x])
-    raise UnsupportedForm(f"exponent {exponent:g}; only -1, -0.5, 0.5, 1, 2 and 3 are supported")
+    return c.emit(node, "div", [c.scalar(node, "one", 1.0, x), x]) if exponent == -1.0 else ""
+
+
+def _mod(c: Converter, node: OnnxNode) -> Result:
+    """With fmod the remainder has the dividend's sign, else the divisor's."""
+    return c.emit(node, "fmod" if node.get_int("fmod", 0) else "floor_mod", [c.value(node), c.value(node, 1)])
+
+
+def _abs(c: Converter, node: OnnxNode) -> Result:
+    x = c.value(node)
+    return x if c.type(x).dtype.startswith("uint") else c.emit(node, "abs", [x])
 
 
 def _clip(c: Converter, node: OnnxNode) -> Result:
@@ -86,7 +99,21 @@ def _clip(c: Converter, node: OnnxNode) -> Result:
 def _clip_between(c: Converter, node: OnnxNode, x: str, lo: float, hi: float) -> Result:
     if math.isinf(lo) and math.isinf(hi):
         return x
-    return c.emit(node, "clip", [x], lo=lo, hi=hi)
+    if c.type(x).dtype.startswith("float"):
+        return c.emit(node, "clip", [x], lo=lo, hi=hi)
+    bounds = [
+        (op, np.array(bound, c.type(x).dtype))
+        for op, bound in (("maximum", lo), ("minimum", hi))
+        if math.isfinite(bound)
+    ]
+    for i, (op, bound) in enumerate(bounds):
+        x = c.emit(
+            node,
+            op,
+            [x, c.param(c.derived(f"{node.output}.{op}"), bound)],
+            "" if i == len(bounds) - 1 else op,
+        )
+    return x
 
 
 def _clip_computed(c: Converter, node: OnnxNode, x: str) -> Result:
@@ -96,159 +123,43 @@ def _clip_computed(c: Converter, node: OnnxNode, x: str) -> Result:
     return c.emit(node, "minimum", [x, c.value(node, 2)]) if node.has_input(2) else x
 
 
-def _relu(c: Converter, node: OnnxNode) -> Result:
-    return c.emit(node, "clip", [c.value(node)], lo=0.0)
-
-
-def _prelu(c: Converter, node: OnnxNode) -> Result:
-    x, slope = c.value(node), c.value(node, 1)
-    below = c.emit(node, "clip", [x], "below", hi=0.0)
-    above = c.emit(node, "clip", [x], "above", lo=0.0)
-    return c.emit(node, "add", [above, c.emit(node, "mul", [below, slope], "slope")])
-
-
-def _elu(c: Converter, node: OnnxNode) -> Result:
-    """max(x, 0) + alpha * (exp(min(x, 0)) - 1)"""
-    x = c.value(node)
-    above = c.emit(node, "clip", [x], "above", lo=0.0)
-    grown = c.emit(node, "exp", [c.emit(node, "clip", [x], "below", hi=0.0)], "exp")
-    less = c.emit(node, "sub", [grown, c.scalar(node, "one", 1.0)], "less_one")
-    if node.get_float("alpha", 1.0) != 1.0:
-        less = c.emit(node, "mul", [less, c.scalar(node, "alpha", node.get_float("alpha", 1.0))], "scaled")
-    return c.emit(node, "add", [above, less])
-
-
-def _hard_sigmoid(c: Converter, node: OnnxNode) -> Result:
-    alpha, beta = node.get_float("alpha", 0.2), node.get_float("beta", 0.5)
-    x = c.value(node)
-    if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
-        return c.emit(node, "hard_sigmoid", [x])
-    scaled = c.emit(node, "mul", [x, c.scalar(node, "alpha", alpha)], "scaled")
-    shifted = c.emit(node, "add", [scaled, c.scalar(node, "beta", beta)], "shifted")
-    return c.emit(node, "clip", [shifted], lo=0.0, hi=1.0)
-
-
-def _swish(c: Converter, node: OnnxNode) -> Result:
-    x, alpha = c.value(node), node.get_float("alpha", 1.0)
-    if alpha == 1.0:
-        return c.emit(node, "silu", [x])
-    scaled = c.emit(node, "mul", [x, c.scalar(node, "alpha", alpha)], "scaled")
-    return c.emit(node, "mul", [x, c.emit(node, "sigmoid", [scaled], "gate")])
-
-
-def _gelu(c: Converter, node: OnnxNode) -> Result:
-    x = c.value(node)
-    if node.get_str("approximate", "none") == "none":
-        return c.emit(node, "gelu", [x])
-    # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
-    cube = c.emit(node, "mul", [c.emit(node, "mul", [x, x], "square"), x], "cube")
-    bent = c.emit(
-        node, "add", [x, c.emit(node, "mul", [cube, c.scalar(node, "bend", 0.044715)], "bent")], "inner"
-    )
-    scaled = c.emit(node, "mul", [bent, c.scalar(node, "slope", math.sqrt(2 / math.pi))], "scaled")
-    gate = c.emit(node, "add", [c.emit(node, "tanh", [scaled], "tanh"), c.scalar(node, "one", 1.0)], "gate")
-    return c.emit(node, "mul", [c.emit(node, "mul", [x, c.scalar(node, "half", 0.5)], "half"), gate])
-
-
 def _reciprocal(c: Converter, node: OnnxNode) -> Result:
-    return c.emit(node, "div", [c.scalar(node, "one", 1.0), c.value(node)])
-
-
-def _axis(node: OnnxNode, rank: int, default: int) -> int:
-    axis = node.get_int("axis", default)
-    return axis + rank if axis < 0 else axis
-
-
-def _over_axis(emit: Callable[[Converter, OnnxNode, str, int, str], str]) -> Rule:
-    """Softmax and its like: before operator set 13 they run over all axes from `axis` on, flattened."""
-
-    def rule(c: Converter, node: OnnxNode) -> Result:
-        x = c.value(node)
-        shape = c.type(x).shape
-        axis = _axis(node, len(shape), -1 if node.opset >= 13 else 1)
-        if node.opset >= 13 or axis == len(shape) - 1:
-            return emit(c, node, x, axis, "")
-        flat = c.reshape(node, x, (math.prod(shape[:axis]), math.prod(shape[axis:])), "flat")
-        return c.reshape(node, emit(c, node, flat, 1, "rows"), shape)
-
-    return rule
-
-
-def _emit_softmax(c: Converter, node: OnnxNode, x: str, axis: int, part: str) -> str:
-    return c.emit(node, "softmax", [x], part, axis=axis)
-
-
-def _emit_log_softmax(c: Converter, node: OnnxNode, x: str, axis: int, part: str) -> str:
-    """(x - max) - log(sum(exp(x - max))): no overflow, no log of zero."""
-    shifted = c.emit(node, "sub", [x, c.emit(node, "reduce_max", [x], "max", axes=(axis,))], "shifted")
-    total = c.emit(node, "reduce_sum", [c.emit(node, "exp", [shifted], "exp")], "total", axes=(axis,))
-    return c.emit(node, "sub", [shifted, c.emit(node, "log", [total], "log")], part)
-
-
-def _reduce_axes(c: Converter, node: OnnxNode, rank: int) -> tuple[int, ...]:
-    if node.has_input(1):
-        axes = tuple(int(a) for a in c.known(node, 1, "axes").reshape(-1))
-    else:
-        axes = node.get_ints("axes", ())
-    if not axes:
-        return () if node.get_int("noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(sorted(a + rank if a < 0 else a for a in axes))
-
-
-def _reduce(op: str, before: str = "", after: str = "") -> Rule:
-    """`before` and `after`: an operator on the input ("square" for x * x) and on the result."""
-
-    def rule(c: Converter, node: OnnxNode) -> Result:
-        x = c.value(node)
-        axes = _reduce_axes(c, node, len(c.type(x).shape))
-        if before:
-            x = (
-                c.emit(node, "mul", [x, x], before)
-                if before == "square"
-                else c.emit(node, before, [x], before)
-            )
-        if axes:
-            keepdims = bool(node.get_int("keepdims", 1))
-            x = c.emit(node, op, [x], "reduced" if after else "", axes=axes, keepdims=keepdims)
-        return c.emit(node, after, [x]) if after else x
-
-    return rule
+    x = c.value(node)
+    return c.emit(node, "div", [c.scalar(node, "one", 1.0, x), x])
 
 
 MATH_RULES: dict[str, Rule] = {
-    "Abs": _direct("abs"),
+    "Abs": _abs,
+    "Acos": _direct("acos"),
+    "Acosh": _direct("acosh"),
     "Add": _binary("add"),
+    "Asin": _direct("asin"),
+    "Asinh": _direct("asinh"),
+    "Atan": _direct("atan"),
+    "Atanh": _direct("atanh"),
+    "Ceil": _direct("ceil"),
     "Clip": _clip,
+    "Cos": _direct("cos"),
+    "Cosh": _direct("cosh"),
     "Div": _binary("div"),
-    "Elu": _elu,
     "Erf": _direct("erf"),
     "Exp": _direct("exp"),
-    "Gelu": _gelu,
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _direct("hard_swish"),
-    "LeakyRelu": _direct("leaky_relu", alpha=0.01),
+    "Floor": _direct("floor"),
     "Log": _direct("log"),
-    "LogSoftmax": _over_axis(_emit_log_softmax),
     "Max": _variadic("maximum"),
     "Mean": _mean,
     "Min": _variadic("minimum"),
+    "Mod": _mod,
     "Mul": _binary("mul"),
     "Neg": _direct("neg"),
-    "PRelu": _prelu,
     "Pow": _pow,
     "Reciprocal": _reciprocal,
-    "ReduceL2": _reduce("reduce_sum", before="square", after="sqrt"),
-    "ReduceMax": _reduce("reduce_max"),
-    "ReduceMean": _reduce("reduce_mean"),
-    "ReduceMin": _reduce("reduce_max", before="neg", after="neg"),
-    "ReduceSum": _reduce("reduce_sum"),
-    "ReduceSumSquare": _reduce("reduce_sum", before="square"),
-    "Relu": _relu,
-    "Sigmoid": _direct("sigmoid"),
-    "Softmax": _over_axis(_emit_softmax),
+    "Round": _direct("round"),
+    "Sign": _direct("sign"),
+    "Sin": _direct("sin"),
+    "Sinh": _direct("sinh"),
     "Sqrt": _direct("sqrt"),
     "Sub": _binary("sub"),
     "Sum": _variadic("add"),
-    "Swish": _swish,
-    "Tanh": _direct("tanh"),
+    "Tan": _direct("tan"),
 }

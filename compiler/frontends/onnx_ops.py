@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .converter import Rule
+from .onnx_activations import ACTIVATION_RULES
+from .onnx_generate import GENERATE_RULES
 from .onnx_index import INDEX_RULES
 from .onnx_logic import LOGIC_RULES
 from .onnx_math import MATH_RULES
@@ -10,6 +12,7 @@ from .onnx_nn import NN_RULES
 from .onnx_norm import NORM_RULES
 from .onnx_pad import PAD_RULES
 from .onnx_recurrent import RECURRENT_RULES
+from .onnx_reduce import REDUCE_RULES
 from .onnx_resize import RESIZE_RULES
 from .onnx_shape import SHAPE_RULES
 from .onnx_transposed import TRANSPOSED_RULES
@@ -22,6 +25,9 @@ RULES: dict[str, Rule] = {
     **RESIZE_RULES,
     **RECURRENT_RULES,
     **MATH_RULES,
+    **ACTIVATION_RULES,
+    **REDUCE_RULES,
+    **GENERATE_RULES,
     **SHAPE_RULES,
     **LOGIC_RULES,
     **INDEX_RULES,
@@ -57,12 +63,13 @@ HINTS: dict[str, str] = {
         _RANDOM,
     ),
     **dict.fromkeys(
-        ("NonMaxSuppression", "NonZero", "Unique", "Compress"),
+        ("NonMaxSuppression", "NonZero", "Unique"),
         "its output's size depends on data: cut the model before it",
     ),
-    **dict.fromkeys(("TopK", "ArgMax", "ArgMin"), "cut the model before it and do this step on its output"),
 }
 
+KNOWN = frozenset(RULES) | frozenset(HINTS)
+"""Operators that are converted as they are, or refused by their own name, whatever ONNX defines them by."""
 NO_RULE = "bitsmith has no conversion for it yet"
 FOREIGN = "an operator of another runtime: export the model with standard ONNX operators only"
 

@@ -70,6 +70,7 @@ def _transpose(c: Converter, node: OnnxNode) -> Result:
 
 def _concat(c: Converter, node: OnnxNode) -> Result:
     values = [c.value(node, i) for i in range(len(node.inputs))]
+    values = [v for v in values if c.type(v).size] or values[:1]
     if len(values) == 1:
         return values[0]
     return c.emit(node, "concat", values, axis=_positive(node.get_int("axis", 1), len(_shape_of(c, node))))
@@ -85,8 +86,6 @@ def _emit_slice(
 ) -> str:
     """The slice node, or the value itself when all of it is taken."""
     x, shape = c.value(node), _shape_of(c, node)
-    if any(stop <= start for start, stop in zip(starts, stops, strict=True)):
-        raise UnsupportedForm("the slice is empty")
     if tuple(stops) == shape and not any(starts) and set(steps) <= {1}:
         return x
     return c.emit(node, "slice", [x], part, starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
@@ -98,12 +97,19 @@ def _slice(c: Converter, node: OnnxNode) -> Result:
     axes = _numbers(c, node, "axes", 3) or tuple(range(len(begin)))
     stride = _numbers(c, node, "steps", 4) or (1,) * len(begin)
     starts, stops, steps = [0] * len(shape), list(shape), [1] * len(shape)
+    backwards = []
     for a, b, axis, step in zip(begin, end, axes, stride, strict=True):
-        if step < 0:
-            raise UnsupportedForm("a negative step (it reverses the data)")
         i = _positive(axis, len(shape))
-        starts[i], stops[i], steps[i] = slice(a, b, step).indices(shape[i])
-    return _emit_slice(c, node, starts, stops, steps)
+        places = range(shape[i])[slice(a, b, step)]
+        if step < 0:  # the same places upwards, then turned round
+            places = places[::-1]
+            backwards.append(i)
+        starts[i] = places[0] if places else 0
+        stops[i], steps[i] = (places[-1] + 1 if places else 0), abs(step)
+    y = _emit_slice(c, node, starts, stops, steps, "upwards" if backwards else "")
+    for i in backwards:
+        y = c.emit(node, "reverse", [y], "" if i == backwards[-1] else f"reverse{i}", axis=i)
+    return y
 
 
 def _split_sizes(c: Converter, node: OnnxNode, length: int) -> tuple[int, ...]:
@@ -128,26 +134,16 @@ def _split(c: Converter, node: OnnxNode) -> list[Result]:
     return pieces
 
 
-def _expand(c: Converter, node: OnnxNode) -> Result:
-    shape = _shape_of(c, node)
-    wanted = tuple(int(v) for v in c.known(node, 1, "shape").reshape(-1))
-    out = np.broadcast_shapes(shape, wanted)
-    if math.prod(out) != math.prod(shape):
-        raise UnsupportedForm(f"from {shape} to {out}; only the arithmetic operators broadcast")
-    return c.reshape(node, c.value(node), out)
-
-
 def _identity(c: Converter, node: OnnxNode) -> Result:
     return c.value(node)
 
 
-def _dropout(c: Converter, node: OnnxNode) -> Result:
-    training = c.constant(node, 2)
-    if node.has_input(2) and (training is None or bool(training.reshape(-1)[0])):
+def _dropout(c: Converter, node: OnnxNode) -> list[Result]:
+    """In evaluation mode, or when it drops nothing, all pass and the mask is true."""
+    training = node.has_input(2) and bool(c.known(node, 2, "training_mode").reshape(-1)[0])
+    if training and (not node.has_input(1) or float(c.known(node, 1, "ratio").reshape(-1)[0]) != 0):
         raise UnsupportedForm("training_mode is on; export the model in evaluation mode")
-    if node.used_outputs() > 1:
-        raise UnsupportedForm("its mask output is used")
-    return c.value(node)
+    return [c.value(node), np.ones(_shape_of(c, node), bool)]
 
 
 def _constant(c: Converter, node: OnnxNode) -> Result:
@@ -180,7 +176,6 @@ SHAPE_RULES: dict[str, Rule] = {
     "Concat": _concat,
     "Constant": _constant,
     "Dropout": _dropout,
-    "Expand": _expand,
     "Flatten": _flatten,
     "Identity": _identity,
     "Reshape": _reshape,

@@ -37,21 +37,24 @@ def example_shapes(model: Any, inputs: Sequence[Any] | Mapping[str, Any]) -> dic
     return {name: tuple(int(d) for d in value.shape) for name, value in pairs}
 
 
-def fix_shapes(model: Any, shapes: Shapes, label: str) -> None:
+def fix_shapes(model: Any, shapes: Shapes, label: str, examples: Shapes | None = None) -> None:
     """Put fixed shapes on all inputs of `model`, in place, and infer the rest.
 
-    `shapes`: input name -> whole shape, or dimension name -> size. Raises InputError listing what is open.
+    `shapes`: input name -> whole shape, or dimension name -> size; `examples`: shapes of example inputs,
+    which may be empty. Raises InputError listing what is open.
     """
     values = graph_inputs(model)
     dimensions = sorted(
         {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_param}
     )
+    examples = examples or {}
+    shapes = {**examples, **shapes}
     _refuse_unknown(shapes, [value.name for value in values], dimensions)
     for value in values:
         if not value.type.HasField("tensor_type"):
             raise UnsupportedError(f"{label}: input {value.name!r} is not a tensor")
-        _fix_input(value, shapes)
-    _refuse_open(values, label)
+        _fix_input(value, shapes, 0 if value.name in examples else 1)
+    _refuse_open([value for value in values if value.name not in examples], label)
     _infer(model, label)
 
 
@@ -69,7 +72,7 @@ def _refuse_unknown(given: Mapping[str, Any], names: Sequence[str], dimensions: 
         )
 
 
-def _fix_input(value: Any, shapes: Shapes) -> None:
+def _fix_input(value: Any, shapes: Shapes, least: int) -> None:
     tensor = value.type.tensor_type
     wanted = shapes.get(value.name)
     if isinstance(wanted, Sequence):
@@ -80,16 +83,16 @@ def _fix_input(value: Any, shapes: Shapes) -> None:
         del tensor.shape.dim[:]
         tensor.shape.SetInParent()  # a scalar's shape is present and empty
         for i, size in enumerate(wanted):
-            tensor.shape.dim.add().dim_value = _size(size, f"dimension {i} of input {value.name!r}")
+            tensor.shape.dim.add().dim_value = _size(size, f"dimension {i} of input {value.name!r}", least)
     for dim in tensor.shape.dim:
         if dim.dim_param in shapes and dim.dim_param:
             dim.dim_value = _size(shapes[dim.dim_param], f"dimension {dim.dim_param!r}")
 
 
-def _size(size: Any, what: str) -> int:
+def _size(size: Any, what: str, least: int = 1) -> int:
     whole = not isinstance(size, (str, bool, Sequence)) and hasattr(size, "__index__")
-    if not whole or not 1 <= int(size) < 2**31:
-        raise InputError(f"{what}: size {size!r} is not a whole number of 1 or more")
+    if not whole or not least <= int(size) < 2**31:
+        raise InputError(f"{what}: size {size!r} is not a whole number of {least} or more")
     return int(size)
 
 

@@ -106,15 +106,14 @@ def _bit_op(name: str, relax_name: str, plain: tuple[str, ...], arity: int = 2) 
     )
 
 
-UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 BIT_OPS = (
     # name, relax and numpy, element types; on bool the first four are logic
     ("bit_and", "bitwise_and", BITS),
     ("bit_or", "bitwise_or", BITS),
     ("bit_xor", "bitwise_xor", BITS),
     ("bit_not", "bitwise_not", BITS, 1),
-    ("shift_left", "left_shift", UNSIGNED),
-    ("shift_right", "right_shift", UNSIGNED),
+    ("shift_left", "left_shift", INTEGERS),
+    ("shift_right", "right_shift", INTEGERS),
 )
 
 

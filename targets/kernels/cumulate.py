@@ -10,7 +10,7 @@ from . import emit
 
 @dataclass(frozen=True)
 class CumulateSpec:
-    """x is [outer, n, inner]; `exclusive` leaves an element out of its own result, `reverse` starts behind."""
+    """x is [outer, n, inner]; `exclusive` leaves an element out of its own result."""
 
     dtype: str
     outer: int
