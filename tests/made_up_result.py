@@ -3,7 +3,7 @@ hang together.
 """
 
 import numpy as np
-from bitsmith.compiler.analysis.roofline import Level, Peaks, Work, kernel_row, roofline
+from bitsmith.compiler.analysis.roofline import Level, Peaks, Roofline, Work, kernel_row, roofline
 from bitsmith.compiler.ledger import LedgerRow
 from bitsmith.compiler.machine import Machine
 from bitsmith.compiler.measure import Latency, Quality
@@ -108,7 +108,7 @@ def _row(name: str, index: int, choice: str) -> LedgerRow:
     )
 
 
-def made_up_roofline(names: list[str]) -> object:
+def made_up_roofline(names: list[str]) -> Roofline:
     """Every kind of row: at its limit and far from it, of unknown operations, with nothing known."""
     levels = (
         Level("L1", 32 << 10, 207.0, 207.0),

@@ -17,6 +17,7 @@ from bitsmith.targets.lower import lower
 from bitsmith.targets.peaks import check_rates, machine_peaks, rate_names, working_sets
 from bitsmith.targets.profile import artifact_roofline
 from bitsmith.targets.target import TARGETS, Target, resolve
+from made_up_result import made_up_roofline
 
 # Reads of L1 take 0.01 ns a byte and writes as much; L2 0.02 and 0.03; memory 0.1 and 0.3.
 LEVELS = (
@@ -76,6 +77,22 @@ def test_rows_and_their_sums():
     assert (whole.unknown, whole.share) == (2, pytest.approx(0.162 / 0.4))
     assert [row.layer for row in whole.by_excess()] == ["conv", "old", "part", "move"]
     assert Roofline.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+def test_the_table_for_the_terminal(capsys):
+    from bitsmith.compiler.cli.roofline_table import kernels
+    from rich.console import Console
+
+    found = made_up_roofline([f"blocks.{i}[conv]" for i in range(3)])
+    for part in kernels("net[x]", found):
+        Console(width=200).print(part)
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if "│" in line]
+    assert [line.split("│")[1].strip() for line in lines] == [row.layer for row in found.by_excess()]
+    assert "unknown" in next(line for line in lines if "softmax" in line)
+    assert "net[x]" in text and "blocks.1[conv]" in text, "names are not markup"
+    assert "outside of them 41" in text and "operations of 2 kernels are not known" in text
+    assert "L2 (512 KiB) 102" in text and "ubs256 197 GOP/s" in text
 
 
 def network():
