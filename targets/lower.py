@@ -14,12 +14,13 @@ from ..compiler.ir import Graph, Node
 from ..compiler.ops import OPS
 from .arena import ALIGN, Lifetime, plan_arena
 from .call import KernelCall, Operand, Temporary, Weights, kernel_symbol
+from .elementwise import chain_call, chains
 from .kernels.pointwise import CopySpec
 from .program import Place, Program, Space, Step, TensorSpec
 from .relax_kernels import relax_calls
 from .selection import select
 from .target import Target
-from .work import call_works, copy_work
+from .work import call_works, chain_works, copy_work
 
 ALIASES = ("reshape",)
 """Operators that only give the same bytes another shape: no kernel runs."""
@@ -77,10 +78,12 @@ def lower(graph: Graph, target: Target) -> Lowered:
 
 def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work]]:
     calls, missing = [], []
+    together = chains(graph)
     for node in graph.nodes:
+        parts = together.get(node.name, (node,))
         try:
-            of_node = node_calls(graph, node, target)
-            works = call_works(graph, node, of_node)
+            of_node = node_calls(graph, node, target) if parts == (node,) else _chain(graph, parts, target)
+            works = call_works(graph, node, of_node) if parts == (node,) else chain_works(graph, parts)
             calls += [(node.name, call, work) for call, work in zip(of_node, works, strict=True)]
         except UnsupportedError as error:
             missing.append(f"{node.name}: {error}")
@@ -90,6 +93,11 @@ def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work
             f"{len(missing)} of {len(graph.nodes)} layers cannot be computed on {target.name}:\n  {listed}"
         )
     return calls
+
+
+def _chain(graph: Graph, nodes: Sequence[Node], target: Target) -> tuple[KernelCall, ...]:
+    """The call for nodes that are computed together; none for those computed with a later one."""
+    return (chain_call(graph, nodes, target.isa),) if nodes else ()
 
 
 def _copy(graph: Graph, value: str, source: Place, to: Place, kernels: dict[str, Any]) -> Step:

@@ -7,7 +7,9 @@ from typing import Any
 
 from ..compiler.ir import Graph, Node
 from .call import KernelCall
+from .elementwise import elementwise
 from .isa import Isa
+from .kernels.elementwise import OPERATORS
 from .linears import long_linear
 from .moves import concat, slice_of, transpose
 from .products import attention, matmul
@@ -16,6 +18,7 @@ from .reductions import norm, reduction, softmax
 __all__ = ["TENSOR_RULES", "long_linear"]
 
 TENSOR_RULES: dict[str, Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]] = {
+    **dict.fromkeys(OPERATORS, elementwise),
     "matmul": matmul,
     "attention": attention,
     "transpose": transpose,

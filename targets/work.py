@@ -22,6 +22,18 @@ def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[W
     return tuple(_piece(graph, call) for call in calls)
 
 
+def chain_works(graph: Graph, nodes: Sequence[Node]) -> tuple[Work, ...]:
+    """Of nodes that one call computes together: their operations, what enters and what leaves. () of none."""
+    if not nodes:
+        return ()
+    made = {node.output for node in nodes}
+    read = dict.fromkeys(v for node in nodes for v in node.inputs if v not in made)
+    weights = sum(_nbytes(graph, v) for v in read if v in graph.params)
+    total = sum(_nbytes(graph, v) for v in read)
+    flops = sum(node_cost(graph, node).flops for node in nodes)
+    return (Work(flops, "float32", total - weights, nodes[-1].type.nbytes, weights),)
+
+
 def copy_work(nbytes: int) -> Work:
     return Work(0, "", nbytes, nbytes, 0)
 

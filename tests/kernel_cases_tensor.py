@@ -155,4 +155,18 @@ MOVED: dict[str, tuple[str, Sample]] = {
     "concat of a value with itself, int64": ("concat", moved("int64", (4, 3), (4, 2), axis=1)),
 }
 
-TENSORS = {**PRODUCTS, **LINEARS, **REDUCED, **MOVED}
+ELEMENTWISE: dict[str, tuple[str, Sample]] = {
+    "row and column": ("mul", floats((17, 1), (1, 23))),
+    "column of a matrix": ("sub", floats((9, 33), (9, 1))),
+    "number on the left": ("div", floats((), (5, 7), low=1)),
+    "channels": ("add", floats((2, 5, 6, 19), (19,), act="silu")),
+    "channels of planes": ("add", floats((2, 19, 5, 6), (19, 1, 1), act="clip", lo=0.0, hi=1.5)),
+    "batches that broadcast": ("minimum", floats((2, 1, 3, 1, 10), (4, 1, 7, 1))),
+    "many elements": ("mul", floats((20011,), (20011,))),
+    "many elements and a number": ("maximum", floats((3, 7000), (1, 1))),
+    "one element": ("mul", floats((1, 1), ())),
+    "rsqrt of many": ("rsqrt", floats((3, 37), low=1e-3, high=1e4)),
+    "absolute values": ("abs", floats((3, 37), low=-1e4, high=1e4)),
+}
+
+TENSORS = {**PRODUCTS, **LINEARS, **REDUCED, **MOVED, **ELEMENTWISE}

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from bitsmith.compiler.builder import GraphBuilder
+from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.ops import OPS
 from bitsmith.compiler.reference import run_reference
 from bitsmith.targets.build import build
@@ -70,3 +71,50 @@ def test_masked_keys_count_nothing(hidden: float) -> None:
     with build(graph, HERE) as artifact:
         got = artifact.run(**feeds)
     agree(got[graph.outputs[0]], run_reference(cut, seen)[cut.outputs[0]], "masked")
+
+
+def test_exp_over_its_whole_range() -> None:
+    x = np.concatenate([np.linspace(-110, 95, 997), [-np.inf, np.inf, 0.0, 88.0, 88.7, 88.75, -87.3]])
+    b = GraphBuilder("exp")
+    graph = b.finish([b.add("exp", [b.input("x", x.shape)])])
+    feed = x.astype(np.float32)
+    with build(graph, HERE) as artifact:
+        got = artifact.run(feed)[graph.outputs[0]].astype(np.float64)
+    with np.errstate(over="ignore"):
+        want = np.exp(feed.astype(np.float64))
+    finite = want < np.finfo(np.float32).max
+    np.testing.assert_allclose(got[finite], want[finite], rtol=6e-6, atol=2e-38)
+    assert np.isinf(got[~finite]).all()
+
+
+def chain_graph() -> Graph:
+    """Chains that meet, broadcast, end at outputs, and one too long for one kernel."""
+    b = GraphBuilder("chains")
+    x, row, column = b.input("x", (9, 37)), b.input("row", (37,)), b.input("column", (9, 1))
+    scaled = b.add("mul", [b.add("add", [x, row]), column])
+    gate = b.add("sigmoid", [b.add("sub", [scaled, row])])
+    first = b.add("mul", [gate, scaled])  # `scaled` has two readers
+    second = b.add("exp", [b.add("neg", [b.add("abs", [b.add("mul", [row, row])])])])
+    joined = b.add("div", [first, b.add("add", [second, b.param("one", np.ones((1,), np.float32))])])
+    long = joined
+    for _ in range(15):
+        long = b.add("maximum", [b.add("mul", [long, column]), row])
+    return b.finish([b.add("silu", [joined]), joined, long])
+
+
+@pytest.mark.parametrize(
+    "target", [t for t in TARGETS.values() if t.runs_here] + [WIDE], ids=lambda t: t.name
+)
+def test_chains_are_computed_together(target: Target) -> None:
+    graph = chain_graph()
+    rng = np.random.default_rng(11)
+    feeds = {n: rng.uniform(-1, 1, kind.shape).astype(np.float32) for n, kind in graph.inputs}
+    want = run_reference(graph, feeds)
+    if target is WIDE and not TARGETS["x86-64-avx2"].runs_here:
+        pytest.skip("needs AVX2")
+    with build(graph, target) as artifact:
+        got = artifact.run(**feeds)
+        steps = len(artifact.profile(**feeds, repeats=1))
+    for name in graph.outputs:
+        agree(got[name], want[name], name)
+    assert steps <= len(graph.nodes) // 4

@@ -214,3 +214,8 @@ def erf(x: Any, lanes: int) -> Any:
 def shuffle_two(a: Any, b: Any, lanes: tuple[int, ...]) -> Any:
     """The chosen lanes of two vectors, those of the second numbered on from the first's."""
     return tirx.Shuffle([a, b], [tirx.const(i, "int32") for i in lanes])
+
+
+def select(condition: Any, then: Any, otherwise: Any) -> Any:
+    """Lane by lane, without a branch."""
+    return tirx.Select(condition, then, otherwise)
