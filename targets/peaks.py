@@ -163,7 +163,7 @@ def _probes(
 
 def _best(
     program: Program, objects: Sequence[Path], weights: np.ndarray, cache: Path, target: str
-) -> np.ndarray:
+) -> list[float]:
     """Shortest nanoseconds of each step, over rounds in turns: a limit is what happens undisturbed."""
     manifest = Manifest(
         name=program.name,
@@ -180,4 +180,4 @@ def _best(
         place = assemble(program, manifest, objects, weights, Path(scratch) / "peaks", cache)
         with open(place) as artifact:
             rounds = [artifact.profile(repeats=1) for _ in range(ROUNDS)]
-    return np.array([[step.nanoseconds for step in steps] for steps in rounds]).min(axis=0)
+    return [min(step.nanoseconds for step in same) for same in zip(*rounds, strict=True)]

@@ -1,6 +1,9 @@
 """Rooflines: floors against hand-computed values, work against counts by hand, limits that hang together."""
 
 import json
+import re
+import subprocess
+from shutil import which
 
 import numpy as np
 import pytest
@@ -12,8 +15,11 @@ from bitsmith.compiler.errors import ArtifactError, InternalError, TargetError
 from bitsmith.passes.apply_plan import apply_plan
 from bitsmith.passes.prepare import prepare
 from bitsmith.targets.build import build
+from bitsmith.targets.call import kernel_symbol
 from bitsmith.targets.isa import ISAS
+from bitsmith.targets.kernels.peak import ROWS, STEPS, UNROLL, VECTORS, RateSpec, StreamSpec
 from bitsmith.targets.lower import lower
+from bitsmith.targets.objects import is_whole, kernel_objects
 from bitsmith.targets.peaks import check_rates, machine_peaks, rate_names, working_sets
 from bitsmith.targets.profile import artifact_roofline
 from bitsmith.targets.target import TARGETS, Target, resolve
@@ -158,12 +164,31 @@ def test_moving_data_reads_no_more_than_it_writes():
     assert works["part"] == Work(0, "float32", 4 * 2 * 25, 4 * 2 * 25, 0)
 
 
-def test_every_instruction_set_names_rows_that_exist():
-    from bitsmith.targets.kernels.peak import RateSpec
+def test_peak_kernels_do_nothing_but_multiply(tmp_path):
+    """The loop of each holds as many of its instruction as it counts, on all targets with vectors of int8."""
+    if which("objdump") is None:
+        pytest.skip("objdump (binutils) is not installed")
+    instructions = {"float32": "vfmadd", "vnni": "vpdpbusd", "madd": "vpmaddwd|vpdpwssd", "ubs": "vpmaddubsw"}
+    for isa in [isa for isa in ISAS.values() if isa.dot != "portable"]:
+        specs = {name: RateSpec(name, isa.lanes) for name in rate_names(isa)}
+        assert all(spec.row.lanes == isa.lanes for spec in specs.values())
+        objects = kernel_objects({kernel_symbol(s): s for s in specs.values()}, isa, tmp_path)
+        for (name, spec), path in zip(specs.items(), objects, strict=True):
+            listed = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True)
+            kind = name if name == "float32" else name.rstrip("0123456789")
+            found = re.findall(rf"\s(?:{instructions[kind]})\w*\s", listed.stdout)
+            assert len(found) == ROWS * VECTORS * UNROLL, (isa.name, name)
+            assert spec.operations == 2 * STEPS * ROWS * VECTORS * isa.lanes * spec.row.group
 
-    for isa in ISAS.values():
-        for name in rate_names(isa):
-            assert RateSpec(name, isa.lanes).row.lanes == isa.lanes
+
+def test_generic_peak_kernels_compile(tmp_path):
+    isa = ISAS["x86-64"]
+    specs = [
+        *(RateSpec(name, isa.lanes) for name in rate_names(isa)),
+        StreamSpec("read", 4),
+        StreamSpec("copy", 4),
+    ]
+    assert all(map(is_whole, kernel_objects({kernel_symbol(s): s for s in specs}, isa, tmp_path)))
 
 
 def test_working_sets_lie_in_their_level():
