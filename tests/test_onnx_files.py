@@ -315,7 +315,7 @@ def test_control_flow_is_reported_with_its_hint():
         helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
     ]
     message = refused(model(nodes, {"x": (2,)}, weights={"zero": np.array(0, np.float32)}), UnsupportedError)
-    assert "If x 1: control flow that depends on data" in message
+    assert "If x 1: its condition must be constant" in message
 
 
 def test_a_model_whose_outputs_are_constant():

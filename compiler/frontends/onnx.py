@@ -21,6 +21,7 @@ from ..ir import DTYPES, Graph, TensorType
 from ..ops import OPS, TypeRuleError
 from .converter import Converter, OnnxNode, Result, UnsupportedForm, ValueNeeded, numbered
 from .onnx_constants import bind_inputs, sources
+from .onnx_control import expand
 from .onnx_fold import fold, foldable, too_large
 from .onnx_inline import inline_definitions
 from .onnx_ops import KNOWN, RULES, hint_of
@@ -217,9 +218,31 @@ class _Import:
         node = self._plain(proto)
         if not any(node.outputs):
             return
-        if not self._fold(node, proto) and not self._apply(node):
+        if not self._fold(node, proto) and not self._expand(node, proto) and not self._apply(node):
             for name in filter(None, node.outputs):
                 self._replace(name)
+
+    def _expand(self, node: OnnxNode, proto: Any) -> bool:
+        """Convert control flow whose way is known. False when it is left to be reported."""
+        try:
+            with self._sensible(node):
+                return expand(self, proto, node.opset)
+        except UnsupportedForm as problem:
+            self._refuse(node, problem)
+            self.lost.update(filter(None, proto.output))
+            return True
+
+    @contextmanager
+    def _sensible(self, node: OnnxNode) -> Iterator[None]:
+        """The checker knows names and types of attributes, not whether their numbers make sense together."""
+        try:
+            yield
+        except (UnsupportedForm, TypeRuleError):
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError, InternalError) as error:
+            raise ModelError(
+                f"{self.label}: node {node.name!r} ({node.op}) makes no sense: {error}"
+            ) from error
 
     def _replace(self, name: str) -> None:
         """An input stands in for a value that could not be made, so that later nodes are looked at too."""
@@ -275,22 +298,21 @@ class _Import:
         if any(name in self.lost for name in node.inputs):
             return False
         try:
-            results = rule(self.converter, node)
+            with self._sensible(node):
+                results = rule(self.converter, node)
         except (UnsupportedForm, TypeRuleError) as problem:
-            self._report(node, str(problem))
-            if isinstance(problem, ValueNeeded):
-                self.needed |= sources(self.model.graph, problem.value)
+            self._refuse(node, problem)
             return False
-        except (ArithmeticError, LookupError, TypeError, ValueError, InternalError) as error:
-            # The checker knows names and types of attributes, not whether their numbers make sense together.
-            raise ModelError(
-                f"{self.label}: node {node.name!r} ({node.op}) makes no sense: {error}"
-            ) from error
         listed: Sequence[Result] = [results] if isinstance(results, (str, np.ndarray)) else results
         for name, result in zip(node.outputs, listed, strict=False):
             if name:
                 self.converter.define(name, result)
         return True
+
+    def _refuse(self, node: OnnxNode, problem: Exception) -> None:
+        self._report(node, str(problem))
+        if isinstance(problem, ValueNeeded):
+            self.needed |= sources(self.model.graph, problem.value)
 
     def _report(self, node: OnnxNode, hint: str) -> None:
         self.problems.setdefault((node.op, hint), []).append(node.name)

@@ -34,7 +34,6 @@ RULES: dict[str, Rule] = {
 }
 
 _QUANTISED = "the model is quantised already: give the float model, bitsmith quantises it itself"
-_CONTROL = "control flow that depends on data has no static form: export the model with fixed control flow"
 _RANDOM = "random numbers are not reproducible: export the model in evaluation mode"
 
 HINTS: dict[str, str] = {
@@ -50,7 +49,6 @@ HINTS: dict[str, str] = {
         ),
         _QUANTISED,
     ),
-    **dict.fromkeys(("If", "Loop", "Scan"), _CONTROL),
     **dict.fromkeys(
         (
             "RandomNormal",

@@ -148,7 +148,8 @@ def _infer(model: Any, label: str) -> None:
 
     del model.graph.value_info[:]
     for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
     try:
         with _broken_inference_hidden(model.graph):
             inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
