@@ -257,7 +257,7 @@ class _DepthwiseInt8:
         for i, place in enumerate(places):
             residual = self.residual(place, v) if e.residual else None
             f = e.activated(emit.load(acc, i), scale, residual, s.lanes)
-            value = e.whole(f) if e.packs(s.lanes) else quantise(f, e, s.lanes)
+            value = e.whole(f, s.lanes) if e.packs(s.lanes) else quantise(f, e, s.lanes)
             emit.store(self.stage, self.stage_at + (i * UNIT + v) * s.lanes, value, s.lanes)
 
     def residual(self, place: Any, v: Any) -> Any:
@@ -280,7 +280,7 @@ class _DepthwiseInt8:
             emit.load(self.stage, self.stage_at + (i * UNIT + v) * s.lanes, s.lanes) for v in range(UNIT)
         ]
         if e.packs(s.lanes):
-            value = e.packed(vectors)
+            value = e.packed(s.lanes, vectors)
         else:
             at = {channel: i for i, channel in enumerate(c for vector in s.order for c in vector)}
             value = emit.gather_lanes(vectors, tuple(at[c] for c in range(self.bytes)))

@@ -61,21 +61,21 @@ class Epilogue:
         return activate(f, self, lanes)
 
     def packs(self, lanes: int) -> bool:
-        """AVX2's saturating packs do the clamping (`pack`)."""
-        return self.narrow and lanes == 8
+        """Saturating packs do the clamping (`pack`): AVX2 and AVX-512 have them."""
+        return self.narrow and lanes in PACK
 
-    def pack(self, *vectors: Any) -> Any:
-        """uint8 of one, two or four float32x8 vectors, in order: about half the instructions of
-        `quantise`."""
-        octets = self._octets([self.whole(f) for f in vectors])
-        # Packing works within 128-bit halves: the double words are now a0 b0 c0 d0 a1 b1 c1 d1.
-        order = (0, 4, 1, 5, 2, 6, 3, 7)[: 2 * len(vectors)]
-        return emit.bits(emit.shuffle(emit.bits(octets, "int32", 8), order), "uint8", 8 * len(vectors))
+    def pack(self, lanes: int, *vectors: Any) -> Any:
+        """uint8 of one, two or four float32 vectors, in order: about half the instructions of `quantise`."""
+        octets = self._octets(lanes, [self.whole(f, lanes) for f in vectors])
+        # Packing works within 128 bits: the double words are now a0 b0 c0 d0 a1 b1 c1 d1 ...
+        order = tuple(part * 4 + v for v in range(len(vectors)) for part in range(lanes // 4))
+        dwords = emit.shuffle(emit.bits(octets, "int32", lanes), order)
+        return emit.bits(dwords, "uint8", lanes * len(vectors))
 
-    def packed(self, vectors: Sequence[Any]) -> Any:
-        """uint8 of four `whole` vectors that hold 32 channels in the order in which packing restores them
-        (`unit_order`)."""
-        return emit.bits(self._octets(vectors), "uint8", 32)
+    def packed(self, lanes: int, vectors: Sequence[Any]) -> Any:
+        """uint8 of four `whole` vectors that hold a unit's channels in the order in which packing restores
+        them (`unit_order`)."""
+        return emit.bits(self._octets(lanes, vectors), "uint8", 4 * lanes)
 
     def unit_residual(self, buffer: Any, at: Any, v: int, lanes: int) -> Any:
         """Vector `v` of a unit of the residual, to be given to `activated`."""
@@ -89,19 +89,52 @@ class Epilogue:
             emit.unpack(emit.bits(words, "uint16", n // 2), zero, n // 2, 8, v % 2 == 1), "int32", lanes
         )
 
-    def whole(self, f: Any) -> Any:
-        """A float32x8 vector rounded to int32, ties to even."""
-        return emit.intrinsic("llvm.x86.avx.cvt.ps2dq.256", "int32x8", f)
+    def whole(self, f: Any, lanes: int) -> Any:
+        """A float32 vector rounded to int32, ties to even."""
+        return PACK[lanes].whole(f)
 
-    def _octets(self, whole: Sequence[Any]) -> Any:
-        words = [self._words(whole[i], whole[min(i + 1, len(whole) - 1)]) for i in range(0, len(whole), 2)]
-        return emit.intrinsic("llvm.x86.avx2.packuswb", "int8x32", words[0], words[-1])
+    def _octets(self, lanes: int, whole: Sequence[Any]) -> Any:
+        words = [
+            self._words(lanes, whole[i], whole[min(i + 1, len(whole) - 1)]) for i in range(0, len(whole), 2)
+        ]
+        return emit.intrinsic(PACK[lanes].octets, emit.vector("int8", 4 * lanes), words[0], words[-1])
 
-    def _words(self, a: Any, b: Any) -> Any:
-        words = emit.intrinsic("llvm.x86.avx2.packssdw", "int16x16", a, b)
+    def _words(self, lanes: int, a: Any, b: Any) -> Any:
+        kind = emit.vector("int16", 2 * lanes)
+        words = emit.intrinsic(PACK[lanes].words, kind, a, b)
         if not self.y_zero:
             return words
-        return emit.intrinsic("llvm.sadd.sat", "int16x16", words, emit.splat(self.y_zero, "int16", 16))
+        return emit.intrinsic("llvm.sadd.sat", kind, words, emit.splat(self.y_zero, "int16", 2 * lanes))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The instructions of one vector length that round and narrow; `masked`: the conversion takes a mask."""
+
+    convert: str
+    words: str
+    octets: str
+    lanes: int
+    masked: bool = False
+
+    def whole(self, f: Any) -> Any:
+        kind = emit.vector("int32", self.lanes)
+        zero = emit.splat(0, "int32", self.lanes)
+        # AVX-512's conversion takes what masked lanes keep, the mask, and the rounding mode (4: as set).
+        extra = (zero, emit.splat(-1, "int16", 1), emit.splat(4, "int32", 1)) if self.masked else ()
+        return emit.intrinsic(self.convert, kind, f, *extra)
+
+
+PACK = {
+    8: Packing("llvm.x86.avx.cvt.ps2dq.256", "llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb", 8),
+    16: Packing(
+        "llvm.x86.avx512.mask.cvtps2dq.512",
+        "llvm.x86.avx512.packssdw.512",
+        "llvm.x86.avx512.packuswb.512",
+        16,
+        masked=True,
+    ),
+}
 
 
 def within(spec: Any) -> bool:

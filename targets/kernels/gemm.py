@@ -238,9 +238,9 @@ class _Gemm:
         def whole(v: int) -> Any:
             scale = emit.load(self.buffers["scale"], channel + v * s.lanes, s.lanes) if e.scale else None
             residual = e.unit_residual(self.buffers["residual"], out, v, s.lanes) if e.residual else None
-            return e.whole(e.activated(emit.load(acc, i * UNIT + v), scale, residual, s.lanes))
+            return e.whole(e.activated(emit.load(acc, i * UNIT + v), scale, residual, s.lanes), s.lanes)
 
-        packed = e.packed([whole(v) for v in range(UNIT)])
+        packed = e.packed(s.lanes, [whole(v) for v in range(UNIT)])
         emit.store(self.buffers["y"], out, packed, UNIT * s.lanes)
 
     def finish_vectors(self, acc: Any, out: Any, channel: Any, block: Any, rows: int, vectors: int) -> None:
@@ -263,13 +263,13 @@ class _Gemm:
                 for v in range(0, vectors, 2 if e.packs(s.lanes) else 1):
                     at = out + i * s.oc + v * s.lanes
                     if e.packs(s.lanes) and v + 1 < whole:
-                        both = e.pack(ready(i, v, s.lanes), ready(i, v + 1, s.lanes))
+                        both = e.pack(s.lanes, ready(i, v, s.lanes), ready(i, v + 1, s.lanes))
                         emit.store(self.buffers["y"], at, both, 2 * s.lanes)
                         continue
                     for w in range(v, min(v + (2 if e.packs(s.lanes) else 1), vectors)):
                         here = valid if w == vectors - 1 else s.lanes
                         f = ready(i, w, here)
-                        value = e.pack(f) if e.packs(s.lanes) else quantise(f, e, s.lanes)
+                        value = e.pack(s.lanes, f) if e.packs(s.lanes) else quantise(f, e, s.lanes)
                         to = at + (w - v) * s.lanes
                         store_part(self.buffers["y"], e.out_dtype, to, value, s.lanes, here)
 

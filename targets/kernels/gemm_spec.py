@@ -95,9 +95,8 @@ class GemmSpec:
 
     @cached_property
     def tile(self) -> tuple[int, int]:
-        if self.in_units:
-            return 2, UNIT
-        return best_tile(self.ow, self.vectors, self.registers, self.mac.cost)
+        width = UNIT if self.in_units else None
+        return best_tile(self.ow, self.vectors, self.registers, self.mac.cost, width)
 
     @property
     def in_units(self) -> bool:

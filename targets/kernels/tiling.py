@@ -68,8 +68,11 @@ def step_cycles(rows: int, vectors: int, cost: Cost) -> float:
 
 
 @cache
-def best_tile(rows: int, vectors: int, registers: int, cost: Cost) -> tuple[int, int]:
-    """(rows, vectors) of the micro-kernel that covers a rows x vectors problem in the fewest cycles.
+def best_tile(
+    rows: int, vectors: int, registers: int, cost: Cost, width: int | None = None
+) -> tuple[int, int]:
+    """(rows, vectors) of the micro-kernel that covers a rows x vectors problem in the fewest cycles, `width`
+    vectors wide when that is given.
 
     A quarter of the registers is left to operands: fuller tiles measured slower than the model says, or
     spilled. Among tiles within 3 % of the best, which is as far as the model can be trusted, the one
@@ -79,6 +82,7 @@ def best_tile(rows: int, vectors: int, registers: int, cost: Cost) -> tuple[int,
         (r, v)
         for r in range(1, min(rows, 16) + 1)
         for v in range(1, min(vectors, 8) + 1)
+        if width in (None, v)
         if 4 * r * v <= 3 * registers and r * v + (v if r > 1 else 0) + cost.spare <= registers
     ]
     cycles = {t: _cover(rows, t[0], vectors, t[1], cost) for t in choices}
