@@ -4,6 +4,7 @@
     s: hard_sigmoid(x); y: mul(x, s)           =>    y: hard_swish(x)
     a: add(x, 3); c: clip(a, 0, 6)
        d: div(c, 6)  or  mul(c, 1/6)           =>    d: hard_sigmoid(x)
+    p: mul(x, c); d: div(p, 6), mul(p, 1/6)    =>    d: hard_swish(x)
     y: maximum(x, number)                      =>    y: clip(x) {lo=number}
     y: minimum(x, number)                      =>    y: clip(x) {hi=number}
 
@@ -41,19 +42,32 @@ def _gate(scan: Scan, node: Node) -> Node | None:
 
 
 def _hard_sigmoid(scan: Scan, node: Node) -> Node | None:
-    clipped, number = _value_and_number(scan, node)
+    """A sixth of a value clipped to 0..6, or of its product with what was clipped."""
+    value, number = _value_and_number(scan, node)
     if number is None or abs((1 / number if node.op == "div" and number else number) - 1 / 6) > 1e-7:
         return None
-    clip = scan.producer(clipped)
+    x = _clipped_to_six(scan, value)
+    if x is not None and scan.types[x] == node.type:
+        return scan.make(node.name, "hard_sigmoid", (x,), node.output)
+    product = scan.producer(value)
+    if product is None or product.op != "mul":
+        return None
+    for x, clipped in (product.inputs, product.inputs[::-1]):
+        if _clipped_to_six(scan, clipped) == x and scan.types[x] == node.type:
+            return scan.make(node.name, "hard_swish", (x,), node.output)
+    return None
+
+
+def _clipped_to_six(scan: Scan, value: str) -> str | None:
+    """x where the value is min(max(x + 3, 0), 6)."""
+    clip = scan.producer(value)
     if clip is None or clip.op != "clip" or (attr(clip, "lo"), attr(clip, "hi")) != (0, 6):
         return None
     add = scan.producer(clip.inputs[0])
     if add is None or add.op != "add" or add.attrs:
         return None
     x, three = _value_and_number(scan, add)
-    if three != 3 or scan.types[x] != node.type:
-        return None
-    return scan.make(node.name, "hard_sigmoid", (x,), node.output)
+    return x if three == 3 else None
 
 
 def _value_and_number(scan: Scan, node: Node) -> tuple[str, float | None]:
