@@ -66,6 +66,7 @@ class Case:
 IMAGE = {"x": (2, 4, 9, 8)}
 CONV = {"w": (6, 4, 3, 3), "b": (6,)}
 SIGNAL = {"x": (2, 4, 15)}
+VOLUME = {"x": (2, 4, 5, 6, 7)}
 
 
 VARIANCE = np.array([0.5, 1, 2, 3], np.float32)
@@ -164,6 +165,20 @@ NN = [
         "AveragePool", "x", IMAGE, {}, {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, opset=19
     ),
     Case("AveragePool", "x", SIGNAL, {}, {"kernel_shape": [4], "strides": [3]}),
+    Case(
+        "Conv", "x w b", VOLUME, {"w": (6, 2, 3, 2, 3), "b": (6,)}, {"group": 2, "pads": [1, 0, 1, 2, 1, 0]}
+    ),
+    Case("Conv", "x w", VOLUME, {"w": (3, 4, 2, 3, 1)}, {"strides": [2, 1, 2], "dilations": [2, 1, 1]}),
+    Case(
+        "MaxPool",
+        "x",
+        VOLUME,
+        {},
+        {"kernel_shape": [2, 3, 2], "strides": [2, 2, 1], "pads": [1, 1, 0, 0, 1, 1]},
+    ),
+    Case("AveragePool", "x", VOLUME, {}, {"kernel_shape": [2, 3, 2], "pads": [1, 1, 0, 0, 1, 1]}),
+    Case("LpPool", "x", IMAGE, {}, {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "p": 3}, opset=18),
+    Case("GlobalLpPool", "x", IMAGE),
     Case("GlobalAveragePool", "x", IMAGE),
     Case("GlobalMaxPool", "x", SIGNAL),
 ]
@@ -449,14 +464,7 @@ def test_everything_unsupported_is_listed_at_once():
 
 UNSUPPORTED_FORMS = [
     ("weight must be constant", node("Conv", "x z"), {"x": (1, 1, 5, 5), "z": (1, 1, 3, 3)}, {}),
-    ("3-D data", node("Conv", "x w"), {"x": (1, 1, 5, 5, 5)}, {"w": (1, 1, 3, 3, 3)}),
-    ("Indices is used", node("MaxPool", "x", "y i", kernel_shape=[2, 2]), {"x": (1, 1, 4, 4)}, {}),
-    (
-        "cut short",
-        node("AveragePool", "x", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, count_include_pad=1),
-        {"x": (1, 1, 5, 5)},
-        {},
-    ),
+    ("4-D data", node("Conv", "x w"), {"x": (1, 1, 5, 5, 5, 5)}, {"w": (1, 1, 3, 3, 3, 3)}),
     ("to float8e4m3fn", node("Cast", "x", "f8", to=TensorProto.FLOAT8E4M3FN), {"x": (4,)}, {}),
     ("training_mode", node("Dropout", "x r t"), {"x": (4,)}, {"r": f32(0.5), "t": np.array(True)}),
     ("quantised already", node("QuantizeLinear", "x s", "u8"), {"x": (4,)}, {"s": f32(0.1)}),

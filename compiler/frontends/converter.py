@@ -248,6 +248,8 @@ class Converter:
             elif value == name:
                 continue
             elif value in made and value not in outputs and value not in rename:
+                if name in made:  # a rule gave a part of its work the output's name
+                    rename[name] = self.derived(f"{name}.part")
                 rename[value] = name
             else:  # an alias of an input, a constant or another output: the graph needs a value of its own
                 shape, node = self.type(value).shape, self._unique(name, "copy")

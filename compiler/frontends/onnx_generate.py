@@ -39,9 +39,11 @@ def _tile(c: Converter, node: OnnxNode) -> Result:
     """Each repeated axis gets one in front of it, which is expanded."""
     shape = _shape_of(c, node)
     repeats = [int(v) for v in c.known(node, 1, "repeats").reshape(-1)]
-    axes = [(1, d) if r != 1 else (d,) for d, r in zip(shape, repeats, strict=True)]
-    spread = c.reshape(node, c.value(node), [d for axis in axes for d in axis], "spread")
-    wide = [d for axis, r in zip(axes, repeats, strict=True) for d in ((r, axis[1]) if r != 1 else axis)]
+    pairs = list(zip(shape, repeats, strict=True))
+    spread = c.reshape(
+        node, c.value(node), [n for d, r in pairs for n in ((1, d) if r != 1 else (d,))], "spread"
+    )
+    wide = [n for d, r in pairs for n in ((r, d) if r != 1 else (d,))]
     if all(r == 1 for r in repeats):
         return spread
     tiled = expand(c, node, spread, wide, "tiled")
@@ -153,7 +155,7 @@ def _col2im(c: Converter, node: OnnxNode) -> Result:
     strides, dilations = (node.get_ints(key, (1,) * rank) for key in ("strides", "dilations"))
     pads = node.get_ints("pads", (0,) * (2 * rank))
     padded = [d + pads[i] + pads[i + rank] for i, d in enumerate(image)]
-    places = np.zeros((), np.int64)
+    places: np.ndarray = np.zeros((), np.int64)
     for i, size in enumerate(padded):
         windows = (size - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1
         taps = np.arange(block[i])[:, None] * dilations[i] + np.arange(windows) * strides[i]

@@ -23,11 +23,17 @@ def _bits(op: str) -> Rule:
 
 
 def _shift(c: Converter, node: OnnxNode) -> Result:
-    """A shift by the operands' width or more gives zero, or -1 when negative numbers are shifted right."""
+    """A shift by the operands' width or more, or by less than nothing, gives zero, or -1 when negative numbers
+    are shifted right.
+    """
     x, count = c.value(node, 0), c.value(node, 1)
     dtype, right = c.type(x).dtype, node.get_str("direction", "") == "RIGHT"
     last = c.scalar(node, "last", 8 * np.dtype(dtype).itemsize - 1, x)
     op = "shift_right" if right else "shift_left"
+    if dtype.startswith("int"):
+        wide = c.scalar(node, "width", 8 * np.dtype(dtype).itemsize, x)
+        negative = c.emit(node, "less", [count, c.scalar(node, "zero", 0, x)], "negative")
+        count = c.emit(node, "where", [negative, wide, count], "count")
     within = c.emit(node, "minimum", [count, last], "within")
     if right and dtype.startswith("int"):
         return c.emit(node, op, [x, within])

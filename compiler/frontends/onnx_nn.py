@@ -1,70 +1,20 @@
-"""Conversion rules: convolution, products, normalisation and pooling."""
+"""Conversion rules: convolution, products and batch normalisation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from .converter import Converter, OnnxNode, Result, Rule, UnsupportedForm
-
-
-def _axes_2d(values: Sequence[int], fill: int) -> tuple[int, int]:
-    """Per-axis numbers of a 1-D or 2-D window as two; a 1-D window slides along the last axis."""
-    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
-
-
-def _pads_2d(pads: Sequence[int]) -> tuple[int, int, int, int]:
-    """ONNX pads (begins, then ends) as top, left, bottom, right."""
-    return (0, pads[0], 0, pads[1]) if len(pads) == 2 else (pads[0], pads[1], pads[2], pads[3])
-
-
-def _window_pads(
-    node: OnnxNode,
-    sizes: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-) -> tuple[int, ...]:
-    """Begins, then ends, of the padding that `auto_pad` or `pads` ask for."""
-    mode = node.get_str("auto_pad", "NOTSET")
-    if mode == "NOTSET":
-        return node.get_ints("pads", [0] * (2 * len(kernel)))
-    if mode == "VALID":
-        return (0,) * (2 * len(kernel))
-    if mode not in ("SAME_UPPER", "SAME_LOWER"):
-        raise UnsupportedForm(f"auto_pad {mode!r} is not known")
-    begins, ends = [], []
-    for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
-        total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        begins.append(small if mode == "SAME_UPPER" else large)
-        ends.append(large if mode == "SAME_UPPER" else small)
-    return (*begins, *ends)
-
-
-def plane(c: Converter, node: OnnxNode) -> tuple[str, tuple[int, ...]]:
-    """(the input as [n, c, h, w], its spatial sizes); a 1-D signal becomes one row."""
-    x = c.value(node)
-    shape = c.type(x).shape
-    if len(shape) == 3:
-        x = c.reshape(node, x, (shape[0], shape[1], 1, shape[2]), "row")
-    elif len(shape) != 4:
-        raise UnsupportedForm(f"{len(shape) - 2}-D data; only 1-D and 2-D are supported")
-    return x, shape[2:]
-
-
-def flat(c: Converter, node: OnnxNode, y: str, spatial: int) -> str:
-    """The result without the row axis that `plane` put in."""
-    if spatial == 2:
-        return y
-    n, channels, _, length = c.type(y).shape
-    return c.emit(node, "reshape", [y], shape=(n, channels, length))
+from .onnx_volume import conv_3d
+from .onnx_window import axes_2d, flat, pads_2d, plane, window_pads
 
 
 def _conv(c: Converter, node: OnnxNode) -> Result:
     weight = c.known(node, 1, "weight")
+    if weight.ndim == 5:
+        return conv_3d(c, node, weight)
     x, sizes = plane(c, node)
     kernel = weight.shape[2:]
     if node.get_ints("kernel_shape", kernel) != kernel:
@@ -73,7 +23,7 @@ def _conv(c: Converter, node: OnnxNode) -> Result:
         raise UnsupportedForm(f"a {len(kernel)}-D kernel on {len(sizes)}-D data")
     ones = [1] * len(kernel)
     strides, dilations = node.get_ints("strides", ones), node.get_ints("dilations", ones)
-    pads = _window_pads(node, sizes, kernel, strides, dilations)
+    pads = window_pads(node, sizes, kernel, strides, dilations)
     one_d = len(kernel) == 1
     inputs = [x, c.param(node.inputs[1], weight[:, :, None] if one_d else weight, "row" if one_d else "")]
     if node.has_input(2):
@@ -84,9 +34,9 @@ def _conv(c: Converter, node: OnnxNode) -> Result:
         "conv2d",
         inputs,
         "conv" if one_d else "",
-        strides=_axes_2d(strides, 1),
-        pads=_pads_2d(pads),
-        dilations=_axes_2d(dilations, 1),
+        strides=axes_2d(strides, 1),
+        pads=pads_2d(pads),
+        dilations=axes_2d(dilations, 1),
         groups=node.get_int("group", 1),
     )
     return flat(c, node, y, len(kernel))
@@ -181,76 +131,9 @@ def _batch_norm(c: Converter, node: OnnxNode) -> Result:
     )
 
 
-def _pool(op: str) -> Rule:
-    def rule(c: Converter, node: OnnxNode) -> Result:
-        if node.used_outputs() > 1:
-            raise UnsupportedForm("its output Indices is used")
-        x, sizes = plane(c, node)
-        kernel = node.get_ints("kernel_shape", ())
-        if len(kernel) != len(sizes):
-            raise UnsupportedForm(f"a {len(kernel)}-D window on {len(sizes)}-D data")
-        ones = [1] * len(kernel)
-        strides, dilations = node.get_ints("strides", ones), node.get_ints("dilations", ones)
-        pads = _window_pads(node, sizes, kernel, strides, dilations)
-        counted = bool(node.get_int("count_include_pad", 0))
-        if node.get_int("ceil_mode", 0):
-            grown = _ceil_pads(sizes, kernel, strides, dilations, pads)
-            if counted and grown != pads:
-                raise UnsupportedForm(
-                    "ceil_mode=1 with count_include_pad=1, where the last window is cut short"
-                )
-            pads = grown
-        y = c.emit(
-            node,
-            op,
-            [x],
-            "pool" if len(kernel) == 1 else "",
-            kernel=_axes_2d(kernel, 1),
-            strides=_axes_2d(strides, 1),
-            pads=_pads_2d(pads),
-            dilations=_axes_2d(dilations, 1),
-            **({"count_pad": counted} if op == "avg_pool2d" else {}),
-        )
-        return flat(c, node, y, len(kernel))
-
-    return rule
-
-
-def _ceil_pads(
-    sizes: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    pads: Sequence[int],
-) -> tuple[int, ...]:
-    """The padding with which rounding down gives what ceil_mode gives; no window starts behind the data."""
-    rank = len(kernel)
-    begins, ends = list(pads[:rank]), list(pads[rank:])
-    for i in range(rank):
-        reach = dilations[i] * (kernel[i] - 1) + 1
-        free = sizes[i] + begins[i] + ends[i] - reach
-        windows = -(-free // strides[i]) + 1
-        if (windows - 1) * strides[i] >= sizes[i] + begins[i]:
-            windows -= 1
-        ends[i] += max((windows - 1) * strides[i] - free, 0)
-    return (*begins, *ends)
-
-
-def _global_pool(op: str) -> Rule:
-    def rule(c: Converter, node: OnnxNode) -> Result:
-        x = c.value(node)
-        return c.emit(node, op, [x], axes=tuple(range(2, len(c.type(x).shape))), keepdims=True)
-
-    return rule
-
-
 NN_RULES: dict[str, Rule] = {
-    "AveragePool": _pool("avg_pool2d"),
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
     "Gemm": _gemm,
-    "GlobalAveragePool": _global_pool("reduce_mean"),
-    "GlobalMaxPool": _global_pool("reduce_max"),
     "MatMul": _matmul,
-    "MaxPool": _pool("max_pool2d"),
 }

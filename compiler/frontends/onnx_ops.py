@@ -11,6 +11,7 @@ from .onnx_math import MATH_RULES
 from .onnx_nn import NN_RULES
 from .onnx_norm import NORM_RULES
 from .onnx_pad import PAD_RULES
+from .onnx_pool import POOL_RULES
 from .onnx_recurrent import RECURRENT_RULES
 from .onnx_reduce import REDUCE_RULES
 from .onnx_resize import RESIZE_RULES
@@ -19,6 +20,7 @@ from .onnx_transposed import TRANSPOSED_RULES
 
 RULES: dict[str, Rule] = {
     **NN_RULES,
+    **POOL_RULES,
     **TRANSPOSED_RULES,
     **NORM_RULES,
     **PAD_RULES,

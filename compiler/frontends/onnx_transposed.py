@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir import AttrValue
 from .converter import Converter, OnnxNode, Result, Rule, UnsupportedForm
-from .onnx_nn import flat, plane
+from .onnx_window import flat, plane
 
 
 @dataclass(frozen=True)
