@@ -15,6 +15,8 @@ from .tiling import Split, best_tile, split
 SCRATCH_BYTES = 192 * 1024
 CHUNK_BYTES = 96 * 1024
 FEW_ROWS = 64
+PARTS = 8
+"""Tasks at least, where the output is large enough: for threads to share evenly."""
 UNROLL_STEPS = 36
 
 
@@ -152,13 +154,15 @@ class GemmSpec:
         if self.by_blocks:
             return self.oh, self.columns.count
         pixel = max(1, self.strides[1] * self.c * self.a_bytes * (self.kernel[0] if self.oh > 1 else 1))
-        tiles = max(4, CHUNK_BYTES // (pixel * self.tile[0]))
+        share = -(-self.columns.count // -(-PARTS // self.oh))
+        tiles = max(4, min(CHUNK_BYTES // (pixel * self.tile[0]), share))
         tiles = split(self.columns.count, min(tiles, self.columns.count)).sizes()[0][0]
         while tiles > 1 and not self._fits(1, tiles):
             tiles = -(-tiles // 2)
         rows = 1
         if tiles == self.columns.count:
-            wanted = min(self.oh, max(1, CHUNK_BYTES // (pixel * self.ow), -(-24 // self.ow)))
+            fitting = min(CHUNK_BYTES // (pixel * self.ow), -(-self.oh // PARTS))
+            wanted = min(self.oh, max(1, fitting, -(-24 // self.ow)))
             rows = next(r for r in range(wanted, 0, -1) if r == 1 or self._fits(r, tiles))
         return rows, tiles
 
