@@ -8,6 +8,7 @@ makes attention of two products with a softmax between.
     s: matmul(q, k) {b_perm=(0, 1, 3, 2), scale=0.125} -> s
        m: add(s, mask) -> m; p: softmax(m) {axis=3} -> p
        y: matmul(p, v) -> y                             =>    y: attention(q, k, v, mask) {scale=0.125} -> y
+       (p may be guarded: where(isnan(p), 0, p))
 
 A transpose of the result is taken in only where its rows stay whole: kernels write rows. The mask may be
 absent. What becomes superfluous is left to dead code removal.
@@ -106,7 +107,7 @@ def _scaled(scan: Scan, node: Node) -> Node | None:
 
 
 def _attention(scan: Scan, node: Node) -> Node | None:
-    softmax = scan.sole_producer(node.inputs[0])
+    softmax, *guard = _guarded(scan, node.inputs[0]) or (scan.sole_producer(node.inputs[0]),)
     if attr(node, "a_perm") or attr(node, "scale") != 1.0 or softmax is None or softmax.op != "softmax":
         return None
     if attr(softmax, "axis") != len(softmax.type.shape) - 1:
@@ -122,11 +123,27 @@ def _attention(scan: Scan, node: Node) -> Node | None:
         "v_perm": attr(node, "b_perm"),
         "y_perm": attr(node, "y_perm"),
         "scale": attr(scores, "scale"),
+        "guarded": bool(guard),
     }
-    for part in (softmax, *parts):
+    for part in (*guard, softmax, *parts):
         scan.drop(part)
     inputs = (*scores.inputs, node.inputs[1], *([mask] if mask else []))
     return replace(node, op="attention", inputs=inputs, attrs=_plain("attention", attrs))
+
+
+def _guarded(scan: Scan, value: str) -> tuple[Node, ...]:
+    """(p's producer, the nodes where and isnan) of where(isnan(p), 0, p), if nothing else reads p."""
+    where = scan.sole_producer(value)
+    if where is None or where.op != "where" or scan.scalar(where.inputs[1]) != 0.0:
+        return ()
+    test, shares = scan.sole_producer(where.inputs[0]), where.inputs[2]
+    if test is None or test.op != "isnan" or test.inputs != (shares,) or where.type.dtype != "float32":
+        return ()
+    softmax = scan.producer(shares)
+    readers = {n.name for n in scan.graph.consumers(shares)}
+    if softmax is None or shares in scan.graph.outputs or readers != {where.name, test.name}:
+        return ()
+    return softmax, where, test
 
 
 def _scores(scan: Scan, value: str) -> tuple[Node, tuple[Node, ...], str] | None:

@@ -26,6 +26,7 @@ from .recognise_activations import recognise_activations
 from .recognise_gelu import recognise_gelu
 from .recognise_norms import recognise_norms
 from .simplify_moves import simplify_moves
+from .sink_transposes import sink_transposes
 
 PASSES = (
     # 1. less to look at
@@ -41,6 +42,8 @@ PASSES = (
     # 3. nodes into layers
     Pass("recognise activations", recognise_activations),
     Pass("recognise gelu", recognise_gelu),
+    Pass("sink transposes", sink_transposes),
+    Pass("simplify moves before products", simplify_moves),
     Pass("fuse products", fuse_products),
     Pass("dead code after recognising", remove_dead_code),
     Pass("lift activations over blocks", lift_pointwise),
@@ -49,6 +52,7 @@ PASSES = (
     Pass("pads", fold_pads),
     # 4. layout
     Pass("layout", move_channels_last),
+    Pass("sink transposes after layout", sink_transposes),
     Pass("simplify moves after layout", simplify_moves),
     Pass("recognise norms over channels", recognise_norms),  # these are the last axis now
     Pass("dead code at the end", remove_dead_code),

@@ -111,6 +111,7 @@ def attention(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCa
         y=found[3],
         mask=found[4] if len(found) > 4 else None,
         scale=a["scale"],
+        guarded=a["guarded"],
     )
     if spec.stack_bytes > STACK_BYTES:
         return None

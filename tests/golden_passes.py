@@ -30,6 +30,7 @@ from bitsmith.passes.recognise_activations import recognise_activations
 from bitsmith.passes.recognise_gelu import recognise_gelu
 from bitsmith.passes.recognise_norms import recognise_norms
 from bitsmith.passes.simplify_moves import simplify_moves
+from bitsmith.passes.sink_transposes import sink_transposes
 
 FOLDER = Path(__file__).parent / "golden"
 SEPARATOR = "=>\n"
@@ -49,6 +50,7 @@ PASSES = {
     "recognise_gelu": recognise_gelu,
     "recognise_norms": recognise_norms,
     "simplify_moves": simplify_moves,
+    "sink_transposes": sink_transposes,
 }
 
 

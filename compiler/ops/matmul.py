@@ -151,7 +151,10 @@ def _reference_attention(inputs: Sequence[Any], attrs: Attrs) -> Any:
     scores = q @ k.transpose(-1, -2) * attrs["scale"]
     if len(inputs) > 3 and inputs[3] is not None:
         scores = scores + inputs[3]
-    return _permuted(scores.softmax(dim=-1) @ v, attrs["y_perm"]).contiguous()
+    shares = scores.softmax(dim=-1)
+    if attrs["guarded"]:
+        shares = shares.nan_to_num(nan=0.0)
+    return _permuted(shares @ v, attrs["y_perm"]).contiguous()
 
 
 def _relax_attention(args: Sequence[Any], attrs: Attrs) -> Any:
@@ -163,7 +166,10 @@ def _relax_attention(args: Sequence[Any], attrs: Attrs) -> Any:
     scores = _relax_scaled(relax.op.matmul(q, k), attrs["scale"])
     if len(args) > 3 and args[3] is not None:
         scores = relax.op.add(scores, args[3])
-    return _relax_permuted(relax.op.matmul(relax.op.nn.softmax(scores, axis=-1), v), attrs["y_perm"])
+    shares = relax.op.nn.softmax(scores, axis=-1)
+    if attrs["guarded"]:
+        shares = relax.op.where(relax.op.isnan(shares), relax.const(0.0, "float32"), shares)
+    return _relax_permuted(relax.op.matmul(shares, v), attrs["y_perm"])
 
 
 def _couple_attention(types: Types, attrs: Attrs) -> tuple[Coupling, ...]:
@@ -187,6 +193,15 @@ def _attention_flops(types: Types, outs: Sequence[TensorType], attrs: Attrs) -> 
     return scores * (2 * k[-1] + 2 * v[-1] + 4)
 
 
+def _hidden(queries: int, keys: int) -> Any:
+    """A mask that hides some keys, and from the first query all."""
+    import numpy as np
+
+    mask = np.where(np.arange(queries * keys) % 3 == 0, -np.inf, 0.0).astype(np.float32)
+    mask[:keys] = -np.inf
+    return mask.reshape(queries, keys)
+
+
 ATTENTION = OpDef(
     name="attention",
     inputs=("q", "k", "v", "mask"),
@@ -204,12 +219,16 @@ ATTENTION = OpDef(
             ),
             {**{f"{n}_perm": (0, 2, 1, 3) for n in "qkvy"}, "scale": 0.25},
         ),
+        Sample(
+            (TensorType((9, 8)), TensorType((11, 8)), TensorType((11, 5)), _hidden(9, 11)), {"guarded": True}
+        ),
     ),
-    attrs={"q_perm": (), "k_perm": (), "v_perm": (), "y_perm": (), "scale": 1.0},
+    attrs={"q_perm": (), "k_perm": (), "v_perm": (), "y_perm": (), "scale": 1.0, "guarded": False},
     couple=_couple_attention,
     flops=_attention_flops,
     relax=_relax_attention,
 )
 """y = permute(softmax(permute(q) @ permute(k)^T * scale + mask) @ permute(v)); q, k, v show as
-[..., queries or keys, features], the mask broadcasts to [..., queries, keys].
+[..., queries or keys, features], the mask broadcasts to [..., queries, keys]. `guarded`: a query from which
+the mask hides all keys (by minus infinity) gets zeros.
 (Vaswani et al., "Attention Is All You Need", 2017)"""

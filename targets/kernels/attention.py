@@ -48,6 +48,7 @@ class AttentionSpec:
     y: Matrix
     mask: Matrix | None
     scale: float
+    guarded: bool = False
 
     @cached_property
     def tiling(self) -> tuple[Split, Blocks, Blocks]:
@@ -184,15 +185,21 @@ class _Attention:
             emit.store(most, 0, emit.vmax(emit.load(most, 0), emit.load(self.scores, at + j * lanes, lanes)))
         top, total = emit.local(1, "float32"), emit.local(1, emit.vector("float32", lanes))
         emit.store(top, 0, across(emit.load(most, 0), lanes, emit.vmax))
+        seen = emit.load(top, 0)
+        if self.spec.guarded:  # a finite maximum, so that nothing becomes NaN where all keys are hidden
+            seen = emit.vmax(seen, emit.splat(-3e38, "float32", 1))
         emit.store(total, 0, emit.splat(0.0, "float32", lanes))
         with emit.loop(0, self.width // lanes) as j:
-            shifted = emit.load(self.scores, at + j * lanes, lanes) - emit.splat(
-                emit.load(top, 0), "float32", lanes
-            )
+            shifted = emit.load(self.scores, at + j * lanes, lanes) - emit.splat(seen, "float32", lanes)
             emit.store(self.scores, at + j * lanes, emit.exp(shifted, lanes), lanes)
             done = emit.load(self.scores, at + j * lanes, lanes)
             emit.store(total, 0, emit.load(total, 0) + done)
-        emit.store(self.sums, i, across(emit.load(total, 0), lanes, lambda a, b: a + b))
+        sums = across(emit.load(total, 0), lanes, lambda a, b: a + b)
+        if self.spec.guarded:  # divided by infinity: zeros
+            infinite = emit.splat(math.inf, "float32", 1)
+            hidden = emit.load(top, 0) == emit.splat(-math.inf, "float32", 1)
+            sums = emit.select(hidden, infinite, sums)
+        emit.store(self.sums, i, sums)
 
     def combine(self, row: Any, rows: int) -> None:
         s, lanes = self.spec, self.spec.lanes
