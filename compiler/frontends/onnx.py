@@ -205,6 +205,12 @@ class _Import:
                     f"{', '.join(DTYPES)}"
                 )
             self.converter.add_input(value.name, kind)
+        for value in graph.output:
+            if _dtype(value) not in DTYPES:
+                raise UnsupportedError(
+                    f"{self.label}: output {value.name!r} is of type {_dtype(value)}; bitsmith makes "
+                    f"{', '.join(DTYPES)}"
+                )
         self.read = {value.name for value in graph.output}
         self.read.update(name for inner in graphs_of(graph) for node in inner.node for name in node.input)
         known = {value.name: _type(value) for value in (*graph.value_info, *graph.output)}

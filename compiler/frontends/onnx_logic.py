@@ -23,7 +23,7 @@ def _bits(op: str) -> Rule:
 
 
 def _shift(c: Converter, node: OnnxNode) -> Result:
-    """A shift by the operands' width or more, or by less than nothing, gives zero, or -1 when negative numbers
+    """A shift by the width or more, or by less than nothing, gives zero, or -1 when negative numbers
     are shifted right.
     """
     x, count = c.value(node, 0), c.value(node, 1)

@@ -189,6 +189,17 @@ BINARIES: tuple[tuple[Any, ...], ...] = (
 )
 
 
+def _relax_floor_mod(a: Any, b: Any) -> Any:
+    """Of real numbers, by way of fmod: TVM's a - floor(a / b) * b has no result for an infinite b."""
+    from tvm import relax
+
+    zero = relax.const(0, dtype_of(a))
+    rest = relax.op.mod(a, b)
+    apart = relax.op.bitwise_xor(relax.op.less(rest, zero), relax.op.less(b, zero))
+    moved = relax.op.bitwise_and(relax.op.not_equal(rest, zero), apart)
+    return relax.op.where(moved, relax.op.add(rest, b), rest)
+
+
 def _quotient_op(name: str, torch_name: str, relax_name: str, numpy_function: Callable[..., Any]) -> OpDef:
     """Division and its remainders: on integers no operand may crash."""
 
@@ -197,7 +208,7 @@ def _quotient_op(name: str, torch_name: str, relax_name: str, numpy_function: Ca
 
         function = getattr(relax.op, relax_name)
         if dtype_of(args[0]) in REAL:
-            return function(*args)
+            return _relax_floor_mod(*args) if name == "floor_mod" else function(*args)
         minus = relax.op.negative(args[0]) if name == "div" else relax.const(0, dtype_of(args[0]))
         return guarded(function, args[0], args[1], minus)
 
