@@ -18,8 +18,9 @@ help:
 demo: $(READY)
 	$(PY) examples/demo.py
 
+# A process per core, whole files each: some share what they compiled.
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(READY)
 	$(PY) benchmarks/peers.py
