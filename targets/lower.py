@@ -22,8 +22,8 @@ from .selection import select
 from .target import Target
 from .work import call_works, chain_works, copy_work
 
-ALIASES = ("reshape",)
-"""Operators that only give the same bytes another shape: no kernel runs."""
+ALIASES = ("reshape", "bitcast")
+"""Operators that only give the same bytes another shape or type: no kernel runs."""
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,16 @@ def cast_to(c: Converter, node: OnnxNode, to: str) -> str:
     return c.emit(node, "cast", [x], to=to)
 
 
+def _bit_cast(c: Converter, node: OnnxNode) -> Result:
+    from onnx import TensorProto
+
+    name = TensorProto.DataType.Name(node.get_int("to", 1)).lower()
+    to, x = {"float": "float32", "double": "float64"}.get(name, name), c.value(node)
+    if to not in DTYPES or to == "float16" or np.dtype(to).itemsize != np.dtype(c.type(x).dtype).itemsize:
+        raise UnsupportedForm(f"from {c.type(x).dtype} to {to}")
+    return c.emit(node, "bitcast", [x], to=to)
+
+
 def _cast_like(c: Converter, node: OnnxNode) -> Result:
     known = c.constant(node, 1)
     return cast_to(c, node, c.type(c.value(node, 1)).dtype if known is None else known.dtype.name)
@@ -87,6 +97,7 @@ def _cast_like(c: Converter, node: OnnxNode) -> Result:
 
 LOGIC_RULES: dict[str, Rule] = {
     "And": _bits("bit_and"),
+    "BitCast": _bit_cast,
     "BitShift": _shift,
     "BitwiseAnd": _bits("bit_and"),
     "BitwiseNot": _bits("bit_not"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .converter import Rule
 from .onnx_activations import ACTIVATION_RULES
+from .onnx_fourier import FOURIER_RULES
 from .onnx_generate import GENERATE_RULES
 from .onnx_index import INDEX_RULES
 from .onnx_logic import LOGIC_RULES
@@ -30,6 +31,7 @@ RULES: dict[str, Rule] = {
     **ACTIVATION_RULES,
     **REDUCE_RULES,
     **GENERATE_RULES,
+    **FOURIER_RULES,
     **SHAPE_RULES,
     **LOGIC_RULES,
     **INDEX_RULES,

@@ -242,6 +242,34 @@ CAST = OpDef(
     plain=(),
 )
 
+
+def _infer_bitcast(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    x, (y,) = given(types, 0), _infer_cast(types, attrs)
+    require(x.nbytes == y.nbytes, f"elements of {x} are not as wide as {attrs['to']}")
+    return (y,)
+
+
+def _reference_bitcast(inputs: Sequence[Any], attrs: Attrs) -> Any:
+    import torch
+
+    return torch.from_numpy(np.array(inputs[0].numpy().view(attrs["to"])))
+
+
+BITCAST = OpDef(
+    name="bitcast",  # the same bits as another type of equal width; an alias for every target
+    inputs=("x",),
+    required=1,
+    infer=_infer_bitcast,
+    reference=_reference_bitcast,
+    samples=(
+        Sample((TensorType((2, 3)),), {"to": "int32"}),
+        Sample((TensorType((4,), "uint8"),), {"to": "int8"}),
+    ),
+    attrs={"to": None},
+    couple=same_axes,
+    plain=(),
+)
+
 COMPARE = (
     *(_compare_op(*row) for row in COMPARISONS),
     *(_bit_op(*row) for row in BIT_OPS),
@@ -249,4 +277,5 @@ COMPARE = (
     _test_op("isinf", np.isinf, float("inf")),
     WHERE,
     CAST,
+    BITCAST,
 )
