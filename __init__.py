@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .compiler.ir import Graph as Graph
     from .compiler.pipeline import bench as bench
     from .compiler.pipeline import compile as compile
+    from .compiler.pipeline import diff as diff
     from .compiler.pipeline import inspect as inspect
     from .compiler.pipeline import load as load
     from .compiler.pipeline import measure as measure
@@ -41,6 +42,7 @@ _HOME = {
     "SearchResult": ".search.result",
     "bench": ".compiler.pipeline",
     "compile": ".compiler.pipeline",
+    "diff": ".compiler.pipeline",
     "inspect": ".compiler.pipeline",
     "load": ".compiler.pipeline",
     "measure": ".compiler.pipeline",

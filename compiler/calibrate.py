@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,7 @@ from .errors import InputError
 from .histogram import Histogram, least_squares, minmax, percentile
 from .ir import Graph, Node
 from .machine import usable_cores
-from .plan import Calibration, layers_of
+from .plan import Calibration, Plan, layers_of
 from .reference import run_reference
 from .samples import Samples, iterate
 from .turns import Turns, run_in_turns
@@ -52,6 +52,11 @@ class Ranges:
         if value not in self.values:
             raise InputError(f"calibration has no range for value {value!r}: it was made for another graph")
         return self.values[value]
+
+    def for_plan(self, plan: Plan) -> Ranges | None:
+        """What an artifact keeps: means only of layers that the plan makes int8; None when it makes none."""
+        means = {layer: row for layer, row in self.means.items() if plan.choice(layer) == "int8"}
+        return replace(self, means=means) if "int8" in plan.layers.values() else None
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@
     |- ArtifactError       (8)     an artifact that is missing, damaged or not for this machine
     |- OutputError         (9)     the result cannot be written
     |- ConstraintError     (10)    no plan within the constraints (the search still reports the closest)
+    |- DifferenceError     (11)    a layer of the artifact computes something else than it should
     `- InternalError       (70)    a broken promise of our own, such as an invalid graph; please report it
 
 Messages say what is wrong, where, and how to mend it.
@@ -54,6 +55,10 @@ class OutputError(BitsmithError, OSError):
 
 class ConstraintError(BitsmithError):
     exit_code = 10
+
+
+class DifferenceError(BitsmithError):
+    exit_code = 11
 
 
 class InternalError(BitsmithError):

@@ -145,7 +145,8 @@ class CompiledEvaluator:
         from ..targets.build import build
 
         rows = [row.to_json() for row in ledger]
-        return build(self.planned(plan), self.target, directory, plan=plan.to_json(), ledger=rows)
+        kept, stated = self.ranges.for_plan(plan), plan.to_json()
+        return build(self.planned(plan), self.target, directory, plan=stated, ledger=rows, ranges=kept)
 
     def quality(self, built: Any, part: str) -> Quality:
         samples = self.data.confirm if part == CONFIRM_PART else self.data.search

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..compiler.artifact import ArraySpec, Artifact, Manifest, open, write_artifact
+from ..compiler.calibrate import Ranges
 from ..compiler.errors import ArtifactError, OutputError
 from ..compiler.ir import Graph
 from ..compiler.machine import installed_versions
@@ -33,18 +35,31 @@ def build(
     *,
     plan: Mapping[str, Any] | None = None,
     ledger: Sequence[Mapping[str, Any]] = (),
+    ranges: Ranges | None = None,
+    weights: np.ndarray | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a prepared graph (after apply_plan) for a target.
 
     The artifact lies in `directory`; without one, in a temporary place that goes with the object. `plan` and
-    `ledger` are kept in the manifest. `cache` is the kernel cache (default: objects.default_cache());
-    `progress(done, total)` counts the kernels compiled. Raises UnsupportedError, TargetError, OutputError.
-    When the target does not run here, use `write` instead.
+    `ledger` are kept in the manifest, `ranges` beside it. `weights`, the bytes of weights.bin, take the place
+    of the graph's own, and must be laid out as these. `cache` is the kernel cache (default:
+    objects.default_cache()); `progress(done, total)` counts the kernels compiled. Raises UnsupportedError,
+    TargetError, OutputError. When the target does not run here, use `write` instead.
     """
     place = directory or scratch_place()
-    write(graph, target, place, plan=plan, ledger=ledger, cache=cache, progress=progress)
+    write(
+        graph,
+        target,
+        place,
+        plan=plan,
+        ledger=ledger,
+        ranges=ranges,
+        weights=weights,
+        cache=cache,
+        progress=progress,
+    )
     try:
         return open(place, temporary=directory is None)
     except ArtifactError:
@@ -60,6 +75,8 @@ def write(
     *,
     plan: Mapping[str, Any] | None = None,
     ledger: Sequence[Mapping[str, Any]] = (),
+    ranges: Ranges | None = None,
+    weights: np.ndarray | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -68,7 +85,8 @@ def write(
     cache = cache or default_cache()
     objects = kernel_objects(lowered.kernels, target.isa, cache, progress)
     manifest = _manifest(lowered.program, target, plan or {}, ledger)
-    return assemble(lowered.program, manifest, objects, lowered.weight_bytes(), directory, cache)
+    data = lowered.weight_bytes() if weights is None else weights
+    return assemble(lowered.program, manifest, objects, data, directory, cache, ranges)
 
 
 def assemble(
@@ -78,13 +96,17 @@ def assemble(
     weights: np.ndarray,
     directory: Path,
     cache: Path,
+    ranges: Ranges | None = None,
 ) -> Path:
     """Link the library and write the artifact. Raises TargetError, OutputError."""
     try:
         with LINKING, scratch_folder() as scratch:
             library = scratch / "model.so"
             link_library(library, objects, program, hash64(weights), cache=cache)
-            return write_artifact(directory, manifest, library=library, weights=weights, header=HEADER)
+            kept = None if ranges is None else json.dumps(ranges.to_json()).encode()
+            return write_artifact(
+                directory, manifest, library=library, weights=weights, header=HEADER, ranges=kept
+            )
     except OutputError:
         raise
     except OSError as error:

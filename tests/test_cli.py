@@ -24,7 +24,7 @@ from onnx_models import model as onnx_model
 from onnx_models import node
 from typer.testing import CliRunner
 
-VERBS = ("inspect", "compile", "search", "run", "bench", "report", "targets")
+VERBS = ("inspect", "compile", "search", "run", "bench", "diff", "report", "targets")
 PROGRAM = [sys.executable, "-c", "from bitsmith.compiler.cli import main; main()"]
 
 

@@ -8,17 +8,19 @@ from pathlib import Path
 import bitsmith
 import pytest
 from bitsmith.compiler import errors
+from bitsmith.compiler.analysis.difference import LayerDifference
 from bitsmith.compiler.artifact import ArraySpec, Artifact, Manifest
 from bitsmith.compiler.cli import app
 from bitsmith.compiler.ledger import LedgerRow
 from bitsmith.compiler.measure import Latency, Quality
 from bitsmith.compiler.pipeline import cross_compile
+from bitsmith.compiler.pipeline.diffing import DiffReport
 from bitsmith.compiler.plan import Plan
 from bitsmith.search.objectives import parse_constraint
 from bitsmith.search.result import Candidate, SearchResult
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
-FUNCTIONS = ("load", "compile", "open", "search", "measure", "bench", "inspect", "report")
+FUNCTIONS = ("load", "compile", "open", "search", "measure", "bench", "diff", "inspect", "report")
 
 
 def bare(function) -> str:
@@ -61,6 +63,8 @@ def test_members_exist():
     assert set(names_in_tables(section("Plan"))) <= {*dir(Plan), *field_names(Plan)}
     told = set(names_in_tables(section("Latency and Quality"))) - {"Latency", "Quality"}
     assert told <= set(field_names(Latency, Quality)) and len(told) > 9
+    compared = set(re.findall(r"`(\w+)`", section("diff")))
+    assert set(field_names(DiffReport, LayerDifference)) <= compared
     search = set(re.findall(r"`(\w+)`", section("search")))
     assert {"best", "front", "ledger", "trials", "met", "notes"} <= search & {*field_names(SearchResult)}
     assert set(field_names(Candidate)) <= search

@@ -1,6 +1,7 @@
 """A search that compiles: a small network, this machine, real measurements; no time is asserted."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.database import Database
 from bitsmith.compiler.errors import InputError, TargetError
 from bitsmith.compiler.measure import measure_memory, quality
+from bitsmith.compiler.pipeline import diff
 from bitsmith.compiler.plan import Plan, layers_of
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.prepare import prepare
@@ -89,6 +91,13 @@ def test_what_it_says_is_what_lies_in_the_directory(found):
             with open_artifact(candidate.artifact) as artifact:
                 assert artifact.plan == candidate.plan.to_json()
                 assert artifact.size_bytes == candidate.size_bytes or candidate.name == result.best.name
+
+
+def test_diff_can_look_into_what_it_writes(found, samples):
+    graph, result, _ = found
+    assert diff(graph, result.best.artifact, inputs=samples[50:52]).ok
+    kept = [c.artifact for c in (*result.front, result.best) if c.artifact is not None and c.int8_layers]
+    assert kept and all(Path(place, "ranges.json").exists() for place in kept)
 
 
 def test_every_candidate_was_measured(found):

@@ -8,7 +8,7 @@ artifact.py    Artifact and open
 
 from .artifact import Artifact, StepTime, check_files, open, read_manifest
 from .manifest import ArraySpec, FileRecord, Manifest
-from .store import check_replaceable, write_artifact
+from .store import check_replaceable, read_ranges, write_artifact
 
 __all__ = [
     "ArraySpec",
@@ -20,5 +20,6 @@ __all__ = [
     "check_replaceable",
     "open",
     "read_manifest",
+    "read_ranges",
     "write_artifact",
 ]

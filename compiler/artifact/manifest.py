@@ -20,6 +20,8 @@ READABLE = (1, 2)
 T = TypeVar("T")
 USUAL = ("float32", "uint8", "int8", "int32", "int64", "bool")
 LIBRARY, WEIGHTS, MANIFEST, HEADER = "model.so", "weights.bin", "manifest.json", "bitsmith.h"
+RANGES = "ranges.json"
+"""Calibration ranges behind the int8 layers: nothing reads them at run time, `bitsmith diff` does."""
 
 
 @dataclass(frozen=True)

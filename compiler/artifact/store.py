@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import ArtifactError, OutputError
-from .manifest import FORMAT, HEADER, LIBRARY, MANIFEST, WEIGHTS, FileRecord, Manifest
+from .manifest import FORMAT, HEADER, LIBRARY, MANIFEST, RANGES, WEIGHTS, FileRecord, Manifest
 
 Content = bytes | memoryview | np.ndarray | Path
-_OURS = {LIBRARY, WEIGHTS, MANIFEST, HEADER}
+_OURS = {LIBRARY, WEIGHTS, MANIFEST, HEADER, RANGES}
+_OPTIONAL = (HEADER, RANGES)
+"""What runs do not need: not hashed, and an artifact without them is whole."""
 _CHUNK = 1 << 20
 
 
@@ -27,17 +30,20 @@ def write_artifact(
     library: Content,
     weights: Content,
     header: Content,
+    ranges: Content | None = None,
 ) -> Path:
     """Writes an artifact to `directory` and returns its path.
 
-    `library`, `weights` and `header` (bitsmith.h) are contents or files to copy; `manifest.files` is filled
-    in. An artifact that is there already is replaced. Raises OutputError when the place cannot be written or
-    holds anything else; then it is as it was before.
+    `library`, `weights`, `header` (bitsmith.h) and `ranges` are contents or files to copy; `manifest.files`
+    is filled in. An artifact that is there already is replaced. Raises OutputError when the place cannot be
+    written or holds anything else; then it is as it was before.
     """
     contents = {LIBRARY: library, WEIGHTS: weights, HEADER: header}
     with _staged(Path(directory)) as stage:
         records = {name: _write(stage / name, content) for name, content in contents.items()}
         del records[HEADER]  # documentation: nothing reads it at run time
+        if ranges is not None:
+            _write(stage / RANGES, ranges)
         _write(stage / MANIFEST, replace(manifest, files=records).to_json().encode())
     return Path(directory)
 
@@ -46,7 +52,7 @@ def copy_artifact(source: Path, directory: str | os.PathLike[str], files: Mappin
     """Copies the artifact at `source`, whose files must be `files`. Raises OutputError, ArtifactError."""
     with _staged(Path(directory)) as stage:
         for name in sorted(_OURS):
-            if name == HEADER and not (source / name).exists():
+            if name in _OPTIONAL and not (source / name).exists():
                 continue
             record = _write(stage / name, source / name)
             if record != files.get(name, record):
@@ -54,6 +60,16 @@ def copy_artifact(source: Path, directory: str | os.PathLike[str], files: Mappin
                     f"{source / name} has changed since it was opened: compile the model again"
                 )
     return Path(directory)
+
+
+def read_ranges(place: Path) -> Any | None:
+    """The JSON of ranges.json, see calibrate.Ranges; None without the file. Raises ArtifactError."""
+    try:
+        return json.loads((place / RANGES).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{place} is damaged: {RANGES}: {error}. Compile the model again") from None
 
 
 def sha256_file(path: Path) -> str:

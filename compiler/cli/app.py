@@ -95,6 +95,16 @@ def program(
     """Options that come before the verb."""
 
 
-for verb in (verbs.inspect, verbs.compile, verbs.search, verbs.run, verbs.bench, verbs.report, verbs.targets):
+VERBS = (
+    verbs.inspect,
+    verbs.compile,
+    verbs.search,
+    verbs.run,
+    verbs.bench,
+    verbs.diff,
+    verbs.report,
+    verbs.targets,
+)
+for verb in VERBS:
     lines = "\n\n".join(["[bold]Examples[/bold]", *(f"$ {line}" for line in EXAMPLES[verb.__name__])])
     app.command(verb.__name__, epilog=lines)(verb)

@@ -23,6 +23,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitsmith bench best.bitsmith --against onnxruntime --model model.onnx --threads 1,2",
         "bitsmith bench best.bitsmith --against float.bitsmith --profile",
     ),
+    "diff": (
+        "bitsmith diff model.onnx best.bitsmith --inputs samples.npy",
+        "bitsmith diff model.onnx best.bitsmith --inputs samples.npy --sqnr 25 --json",
+    ),
     "report": ("bitsmith report found -o page.html",),
     "targets": ("bitsmith targets --json",),
 }

@@ -131,6 +131,16 @@ Repeats = Annotated[int, Option(min=1, help="Rounds; each runs everything once."
 Seconds = Annotated[float | None, Option(min=0, help="Stop a number of threads after so long.")]
 Profile = Annotated[bool, Option("--profile", help="Add each kernel beside this machine's limits.")]
 
+# diff
+Tolerance = Annotated[
+    float,
+    Option(help="Largest error of a compiled layer, as a share of the range of its values (float32 layers)."),
+]
+LeastSqnr = Annotated[
+    float | None,
+    Option("--sqnr", metavar="DB", help="Decibels that every layer must keep against the float model."),
+]
+
 # everywhere
 Threads = Annotated[int, Option("--threads", min=1, help="Threads of a run.")]
 Seed = Annotated[int, Option(min=0, help="Of all that is random.")]

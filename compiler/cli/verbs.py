@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConstraintError, InputError
+from ..errors import ConstraintError, DifferenceError, InputError
 from . import options as o
 from .output import Output
 
@@ -200,6 +200,42 @@ def bench(
         shapes=parse_shapes(shape or ()),
     )
     said.emit(result, *benched(result))
+
+
+def diff(
+    model: o.Model,
+    artifact: o.ArtifactDir,
+    data: o.BenchInputs = None,
+    tolerance: o.Tolerance = 1e-4,
+    least_sqnr: o.LeastSqnr = None,
+    shape: o.Shapes = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Find the first layer of an artifact that departs from its model, in float32 and in int8; exits with 11
+    when one does.
+    """
+    from .. import pipeline
+    from ..pipeline.data_files import parse_shapes, read_samples
+    from .diff_table import compared, verdict
+
+    said = Output(as_json, quiet)
+    samples = None if data is None else read_samples(data)
+    shapes = parse_shapes(shape or ())
+    graph = pipeline.load(model, shapes=shapes) if shapes else pipeline.load_like(model, artifact)
+    with said.progress() as progress:
+        result = pipeline.diff(
+            graph,
+            artifact,
+            inputs=samples,
+            tolerance=tolerance,
+            least_sqnr=least_sqnr,
+            progress=progress,
+        )
+    said.emit(result, *compared(result))
+    if not result.ok:
+        raise DifferenceError(f"{artifact} departs from {model}: {'; '.join(verdict(result))}")
 
 
 def report(

@@ -6,6 +6,7 @@ searching.py     search and report
 measuring.py     run and measure
 benchmark.py     bench
 inspection.py    inspect, targets and runs_here
+diffing.py       diff, and the artifact's graph for it (exposing.py)
 feeds.py         inputs to time a model on
 data_files.py    arrays and options as the command line names them
 onnx_peer.py     ONNX Runtime, to compare with
@@ -13,6 +14,7 @@ onnx_peer.py     ONNX Runtime, to compare with
 
 from ..artifact import check_replaceable, open
 from .benchmark import bench
+from .diffing import diff, load_like
 from .inspection import inspect, runs_here, targets
 from .measuring import measure, run
 from .models import compile, cross_compile, load
@@ -23,8 +25,10 @@ __all__ = [
     "check_replaceable",
     "compile",
     "cross_compile",
+    "diff",
     "inspect",
     "load",
+    "load_like",
     "measure",
     "open",
     "report",

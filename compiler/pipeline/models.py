@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ..artifact import Artifact, open, write_artifact
-from ..artifact.manifest import HEADER, LIBRARY, WEIGHTS
+from ..artifact.manifest import HEADER, LIBRARY, RANGES, WEIGHTS
 from ..errors import InputError, TargetError
 from ..ir import Graph
 from ..ledger import LedgerRow
@@ -90,8 +90,9 @@ def compile(
             f"{chip.name} -o DIR` write it without opening it"
         )
     report = progress or _silent
-    planned, chosen = _planned(graph, plan, calibration, report, chip)
-    artifact = build(planned, chip, plan=chosen.to_json(), progress=_stage(report, "compiling kernels"))
+    planned, chosen, ranges = _planned(graph, plan, calibration, report, chip)
+    stage = _stage(report, "compiling kernels")
+    artifact = build(planned, chip, plan=chosen.to_json(), ranges=ranges, progress=stage)
     times = layer_times(artifact, _first_feed(graph, calibration), PROFILE_REPEATS)
     artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan)))
     artifact.set_threads(1 if threads is None else threads)
@@ -117,10 +118,12 @@ def cross_compile(
 
     chip = resolve(target)
     report = progress or _silent
-    planned, chosen = _planned(graph, plan, calibration, report, chip)
+    planned, chosen, ranges = _planned(graph, plan, calibration, report, chip)
     ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan))]
     stage = _stage(report, "compiling kernels")
-    return write(planned, chip, Path(out), plan=chosen.to_json(), ledger=ledger, progress=stage)
+    return write(
+        planned, chip, Path(out), plan=chosen.to_json(), ledger=ledger, ranges=ranges, progress=stage
+    )
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -137,15 +140,16 @@ def _planned(
     calibration: Samples | None,
     report: Progress,
     chip: Target,
-) -> tuple[Graph, Plan]:
-    """The graph as the plan makes it for the chip, and the plan."""
+) -> tuple[Graph, Plan, Ranges | None]:
+    """The graph as the plan makes it for the chip, the plan, and the ranges that an artifact of it keeps."""
     from ...passes.apply_plan import apply_plan
     from ...passes.prepare import prepare
 
     prepared = prepare(graph)
     chosen = _plan_of(plan, prepared)
     ranges = _ranges(prepared, chosen, calibration, report)
-    return apply_plan(prepared, chosen, ranges, pair_bound=chip.pair_bound), chosen
+    kept = None if ranges is None else ranges.for_plan(chosen)
+    return apply_plan(prepared, chosen, ranges, pair_bound=chip.pair_bound), chosen, kept
 
 
 def _plan_of(plan: PlanLike | None, prepared: Graph) -> Plan:
@@ -200,5 +204,13 @@ def _with_ledger(artifact: Artifact, rows: Sequence[LedgerRow]) -> Artifact:
     manifest = replace(artifact.manifest, ledger=tuple(row.to_json() for row in rows))
     old, fresh = artifact.path, scratch_place()
     with artifact:
-        write_artifact(fresh, manifest, library=old / LIBRARY, weights=old / WEIGHTS, header=old / HEADER)
+        kept = old / RANGES if (old / RANGES).exists() else None
+        write_artifact(
+            fresh,
+            manifest,
+            library=old / LIBRARY,
+            weights=old / WEIGHTS,
+            header=old / HEADER,
+            ranges=kept,
+        )
         return open(fresh, temporary=True)
