@@ -53,8 +53,8 @@ def _behind(scan: Scan, node: Node, source: str, attrs: dict[str, Any], perm: tu
 def _without_units(
     before: tuple[int, ...], after: tuple[int, ...], perm: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Shape of x, and a permutation from it to `after`, where `before` is x permuted by `perm` and `after` the
-    same but for axes of one element. None where axes longer than that change."""
+    """Shape of x, and a permutation from it to `after`. `before` is x permuted by `perm`, and `after` is it
+    but for axes of one element. None where longer axes change."""
     real = [axis for axis, size in enumerate(before) if size > 1]
     kept = [axis for axis, size in enumerate(after) if size > 1]
     if [before[a] for a in real] != [after[a] for a in kept]:

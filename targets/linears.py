@@ -1,4 +1,6 @@
-"""Selection of kernels for linear layers in float32 whose sums are long: the rest is implicit convolution."""
+"""Selection of kernels for linear layers in float32 whose sums or activations are long.
+
+The others are implicit convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from ..compiler.ir import Graph, Node
 from .call import KernelCall, Weights
 from .isa import Isa
 from .kernels.epilogue import Epilogue
-from .kernels.matmul import DEPTH, MatmulSpec, pack_matrix
+from .kernels.matmul import DEPTH, HEAVY, MatmulSpec, pack_matrix
 from .kernels.product import Matrix
 
 LONG = DEPTH * 4 // 3
@@ -23,11 +25,13 @@ MANY_ROWS = 8
 def long_linear(
     graph: Graph, node: Node, a: dict[str, Any], isa: Isa, epilogue: Epilogue
 ) -> KernelCall | None:
-    """None where sums are short, rows are few, or a type is not float32."""
+    """None where sums and activation are short, rows are few, or a type is not float32."""
     x, w = graph.type_of(node.inputs[0]), graph.params[node.inputs[1]]
     n, k = w.shape
     rows = math.prod(x.shape[:-1])
-    if x.dtype != "float32" or a["out_dtype"] != "float32" or k <= LONG or rows < MANY_ROWS:
+    if x.dtype != "float32" or a["out_dtype"] != "float32" or rows < MANY_ROWS:
+        return None
+    if k <= LONG and a["act"] not in HEAVY:
         return None
     spec = MatmulSpec(
         lanes=isa.lanes,

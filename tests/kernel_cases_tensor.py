@@ -83,6 +83,12 @@ LINEARS: dict[str, tuple[str, Sample]] = {
         "linear",
         long_linear((9,), 777, 17, "uint8", r_scale=0.02, r_zero=100, act="clip", lo=0.0),
     ),
+    "linear, short sums, gelu": ("linear", long_linear((2, 30), 24, 45, act="gelu")),
+    "linear, short sums, gelu, residual": ("linear", long_linear((61,), 200, 96, "float32", act="gelu")),
+    "linear, large arguments of gelu": (
+        "linear",
+        Sample((TensorType((9, 16)), TensorType((40, 16)), None), {"act": "gelu"}, -4, 4),
+    ),
     "linear, many long sums": ("linear", long_linear((210,), 521, 130, act="silu")),
 }
 
@@ -166,6 +172,7 @@ ELEMENTWISE: dict[str, tuple[str, Sample]] = {
     "many elements and a number": ("maximum", floats((3, 7000), (1, 1))),
     "one element": ("mul", floats((1, 1), ())),
     "rsqrt of many": ("rsqrt", floats((3, 37), low=1e-3, high=1e4)),
+    "erf of many": ("erf", floats((3, 401), low=-6, high=6)),
     "absolute values": ("abs", floats((3, 37), low=-1e4, high=1e4)),
 }
 

@@ -16,7 +16,7 @@ transposed operand costs its packing (B) or nothing (A).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from . import emit
 from .epilogue import Epilogue
+from .gelu import gelu
 from .partial import load_part, store_part
 from .product import Blocks, Matrix, Parts, each_tile, pack, tile, tiling_of
 from .tiling import Split
@@ -32,7 +33,9 @@ DEPTH = 384
 """Values of k of a block: a panel of three vectors and the rows of a tile fill the first-level cache."""
 CHUNK_BYTES = 192 * 1024
 """What a chunk of A takes of the second-level cache, for one block of k."""
-WANTED_TASKS = 4
+WANTED_TASKS = 8
+HEAVY = ("gelu",)
+"""Activations that measured slower as straight code behind every tile."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ class MatmulSpec:
     def depths(self) -> int:
         """Blocks of k."""
         return -(-self.k // self.depth)
+
+    @property
+    def heavy(self) -> bool:
+        """The activation runs in a loop over the finished block: 0.6 ns a value for GELU, 1.9 behind every
+        tile."""
+        return self.epilogue.act in HEAVY
 
     @property
     def packs(self) -> bool:
@@ -216,6 +225,27 @@ class _Matmul:
             start = chunk * s.chunk
             end = emit.vmin(start + s.chunk, s.tiling[0].count)
         each_tile(s.tiling[0], start, end, rows)
+        if s.heavy and s.depths > 1:
+            with emit.when(kb == s.depths - 1):
+                self.finish(start, end, column, vectors, valid)
+        elif s.heavy:
+            self.finish(start, end, column, vectors, valid)
+
+    def finish(self, start: Any, end: Any, column: Any, vectors: int, valid: int) -> None:
+        """Epilogue of the rows of tiles [start, end) that are in y as sums."""
+        s, y, lanes = self.spec, self.buffers["y"], self.spec.lanes
+        tiles = s.tiling[0]
+        first, last = (t * tiles.size + emit.vmin(t, tiles.larger) for t in (start, end))
+        with emit.loop(first, last) as row:
+            to = self.at["y"] + row * s.y.row + column
+            for v in range(vectors):
+                here = valid if v == vectors - 1 else lanes
+                at = to + v * lanes
+                self.put(load_part(y, "float32", at, lanes, here), at, column + v * lanes, here)
+
+    def put(self, value: Any, at: Any, column: Any, valid: int) -> None:
+        value = self.finished(value, at, column, valid)
+        store_part(self.buffers["y"], "float32", at, value, self.spec.lanes, valid)
 
     def tile(
         self,
@@ -245,13 +275,13 @@ class _Matmul:
 
         def done(i: int, v: int, value: Any) -> None:
             at, here = place(i, v)
-            store_part(y, "float32", at, self.finished(value, at, column + v * lanes, here), lanes, here)
+            self.put(value, at, column + v * lanes, here)
 
         tile(
             count, vectors, lanes, depth,
             lambda i, t: emit.load(self.buffers["a"], base + i * s.a.row + t * s.a.col),
             load_b,
-            done,
+            keep if s.heavy else done,
             Parts(kb, s.depths, so_far, keep),
         )  # fmt: skip
 
@@ -264,4 +294,6 @@ class _Matmul:
             value = value + emit.load(self.buffers["bias"], column, lanes)
         scale = emit.load(self.buffers["scale"], column, lanes) if e.scale else None
         residual = load_part(self.buffers["residual"], e.residual, at, lanes, valid) if e.residual else None
+        if e.act == "gelu":
+            return gelu(replace(e, act="none").activated(value, scale, residual, lanes), lanes)
         return e.activated(value, scale, residual, lanes)
