@@ -333,8 +333,9 @@ def dynamic(**dims) -> onnx.ModelProto:
 def test_open_dimensions_are_listed_with_the_way_to_close_them(write):
     message = refused(write(dynamic()), InputError)
     assert "x: [batch, 3, side]" in message and "z: [batch, 1, ?]" in message
-    assert "--shape batch=1 --shape side=1 --shape z=1,1,1" in message
-    assert "shapes={'batch': 1, 'side': 1, 'z': (1, 1, 1,)}" in message
+    assert "Open are: batch, side, z\n" in message
+    assert "--shape batch=1 --shape side=128 --shape z=1x1x128\n" in message
+    assert "shapes={'batch': 1, 'side': 128, 'z': (1, 1, 128)}" in message
 
 
 @pytest.mark.parametrize(
@@ -380,7 +381,11 @@ def test_an_input_without_any_shape():
         ({"shapes": {"batch": "many"}}, "must be numbers"),
         ({"shapes": {"x": ("a", 3, 5)}}, "size 'a' is not"),
         ({"shapes": {"batch": (1, 2)}}, "is not a whole number"),
-        ({"shapes": {"x": 5}}, "must be|whole shape|sizes"),
+        ({"shapes": {"x": 5}}, "'x' must have 3 sizes, not .5,"),
+        (
+            {"shapes": {"x": (2, 3, 5), "batch": 4}},
+            "'batch' is 4, but the shape .2, 3, 5. of input 'x' has 2",
+        ),
         ({"inputs": (np.zeros((2, 3, 5)),)}, "1 example inputs for a model with 2: x, z"),
         ({"inputs": {"q": np.zeros(2)}}, "no input or dimension called 'q'"),
         ({"inputs": (1, 2)}, "must be an array"),

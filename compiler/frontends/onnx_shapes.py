@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import InputError, ModelError, UnsupportedError
+from .onnx_dimensions import dimension_names, named_sizes, refuse_open, size_of
 from .onnx_read import first_line
 
 Shapes = Mapping[str, int | Sequence[int]]
@@ -41,21 +42,41 @@ def fix_shapes(model: Any, shapes: Shapes, label: str, examples: Shapes | None =
     """Put fixed shapes on all inputs of `model`, in place, and infer the rest.
 
     `shapes`: input name -> whole shape, or dimension name -> size; `examples`: shapes of example inputs,
-    which may be empty. Raises InputError listing what is open.
+    which may be empty. A whole shape also closes the dimensions of other inputs that have its names. Raises
+    InputError listing what is open.
     """
-    values = graph_inputs(model)
-    dimensions = sorted(
-        {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_param}
-    )
-    examples = examples or {}
-    shapes = {**examples, **shapes}
-    _refuse_unknown(shapes, [value.name for value in values], dimensions)
+    values, examples = graph_inputs(model), examples or {}
+    names = dimension_names(values)
+    given = {**examples, **shapes}
+    _refuse_unknown(given, [value.name for value in values], names)
     for value in values:
         if not value.type.HasField("tensor_type"):
             raise UnsupportedError(f"{label}: input {value.name!r} is not a tensor")
-        _fix_input(value, shapes, 0 if value.name in examples else 1)
-    _refuse_open([value for value in values if value.name not in examples], label)
+    shaped = {v.name: _whole_shape(v, given, names, examples) for v in values if v.name in given}
+    whole = {name: shape for name, shape in shaped.items() if shape is not None}
+    named = {n: _size(given[n], f"dimension {n!r}") for n in names if n in given and n not in whole}
+    sizes = named_sizes(values, named, whole)
+    for value in values:
+        _fix_input(value, whole.get(value.name), sizes)
+    refuse_open([value for value in values if value.name not in examples], label)
     _infer(model, label)
+
+
+def _whole_shape(value: Any, given: Shapes, names: Sequence[str], examples: Shapes) -> tuple[int, ...] | None:
+    """What was given for an input by its name; None for a number that a dimension of that name takes."""
+    wanted, dims = given[value.name], value.type.tensor_type.shape.dim
+    known = value.type.tensor_type.HasField("shape")
+    if not isinstance(wanted, Sequence):
+        if value.name in names:
+            return None
+        wanted = (wanted,)
+    if known and len(dims) != len(wanted):
+        raise InputError(
+            f"shape of input {value.name!r} must have {len(dims)} sizes, not {tuple(wanted)} (on the command "
+            f"line with x between: --shape {value.name}=1x3x224x224)"
+        )
+    least = 0 if value.name in examples else 1
+    return tuple(_size(n, f"dimension {i} of input {value.name!r}", least) for i, n in enumerate(wanted))
 
 
 def _refuse_unknown(given: Mapping[str, Any], names: Sequence[str], dimensions: Sequence[str]) -> None:
@@ -72,21 +93,17 @@ def _refuse_unknown(given: Mapping[str, Any], names: Sequence[str], dimensions: 
         )
 
 
-def _fix_input(value: Any, shapes: Shapes, least: int) -> None:
+def _fix_input(value: Any, whole: Sequence[int] | None, sizes: Mapping[str, int]) -> None:
     tensor = value.type.tensor_type
-    wanted = shapes.get(value.name)
-    if isinstance(wanted, Sequence):
-        if tensor.HasField("shape") and len(tensor.shape.dim) != len(wanted):
-            raise InputError(
-                f"shape of input {value.name!r} must have {len(tensor.shape.dim)} sizes, not {tuple(wanted)}"
-            )
+    if whole is not None:
         del tensor.shape.dim[:]
         tensor.shape.SetInParent()  # a scalar's shape is present and empty
-        for i, size in enumerate(wanted):
-            tensor.shape.dim.add().dim_value = _size(size, f"dimension {i} of input {value.name!r}", least)
+        for size in whole:
+            tensor.shape.dim.add().dim_value = size
     for dim in tensor.shape.dim:
-        if dim.dim_param in shapes and dim.dim_param:
-            dim.dim_value = _size(shapes[dim.dim_param], f"dimension {dim.dim_param!r}")
+        found = size_of(dim.dim_param, sizes) if dim.dim_param else None
+        if found is not None:
+            dim.dim_value = _size(found, f"dimension {dim.dim_param!r}")
 
 
 def _size(size: Any, what: str, least: int = 1) -> int:
@@ -94,52 +111,6 @@ def _size(size: Any, what: str, least: int = 1) -> int:
     if not whole or not least <= int(size) < 2**31:
         raise InputError(f"{what}: size {size!r} is not a whole number of {least} or more")
     return int(size)
-
-
-def _refuse_open(values: Sequence[Any], label: str) -> None:
-    """Raise InputError when a dimension is open, with the options that would close each."""
-    lines, options, calls = [], [], []
-    for value in values:
-        tensor = value.type.tensor_type
-        if not tensor.HasField("shape"):
-            lines.append(f"  {value.name}: no shape at all")
-            options.append(f"--shape {value.name}=1,3,224,224")
-            calls.append(f"{value.name!r}: (1, 3, 224, 224)")
-            continue
-        dims = tensor.shape.dim
-        empty = [
-            i
-            for i, dim in enumerate(dims)
-            if dim.HasField("dim_value") and dim.dim_value <= 0 and dim.dim_value != -1
-        ]
-        if empty:
-            raise ModelError(
-                f"{label}: input {value.name!r} has an empty dimension {empty[0]}: it holds no data"
-            )
-        opened = [dim for dim in dims if not dim.HasField("dim_value") or dim.dim_value == -1]
-        if not opened:
-            continue
-        shown = [str(dim.dim_value) if dim not in opened else dim.dim_param or "?" for dim in dims]
-        lines.append(f"  {value.name}: [{', '.join(shown)}]")
-        if all(dim.dim_param for dim in opened):
-            options += [f"--shape {dim.dim_param}=1" for dim in opened]
-            calls += [f"{dim.dim_param!r}: 1" for dim in opened]
-        else:
-            guess = [str(dim.dim_value) if dim not in opened else "1" for dim in dims]
-            options.append(f"--shape {value.name}={','.join(guess)}")
-            calls.append(f"{value.name!r}: ({', '.join(guess)},)")
-    if lines:
-        options, calls = list(dict.fromkeys(options)), list(dict.fromkeys(calls))
-        raise InputError(
-            "\n".join(
-                [
-                    f"{label}: input dimensions are open, and bitsmith compiles for fixed shapes:",
-                    *lines,
-                    f"Give their sizes, for example {' '.join(options)}",
-                    f"or in Python shapes={{{', '.join(calls)}}}.",
-                ]
-            )
-        )
 
 
 def _infer(model: Any, label: str) -> None:
