@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,26 +16,29 @@ _FRAME = "const bs_frame *f, int32_t b, int32_t e"
 _INT32_MAX = 2**31 - 1
 
 
-def emit_model_c(program: Program, weights_hash: int) -> str:
+def emit_model_c(program: Program, weights_hash: int, others: Sequence[Program] = ()) -> str:
     """The source of `model.c`. `weights_hash` is `hash64` (targets/link.py) of the program's `weights.bin`.
 
-    Raises InternalError for a program that names a bad symbol or points outside of its buffers.
+    `others`: the same network for other shapes, on the same weights: entries 1 and on. Raises InternalError
+    for a program that names a bad symbol or points outside of its buffers, and for programs that differ in
+    more than shapes.
     """
-    arity = _check(program)
+    programs = (program, *others)
+    arity: dict[str, int] = {}
+    for each in programs:
+        _check(each, arity)
+        _check_alike(program, each)
     calls: dict[str, str] = {}  # the C call -> the stub that makes it
-    steps = []
-    for step in program.steps:
-        stub = calls.setdefault(_call(step), f"call{len(calls)}")
-        steps.append(f"{{{c_string(step.layer)}, {c_string(step.symbol)}, {stub}, {step.tasks}}}")
+    entries = [part for i, each in enumerate(programs) for part in _entry(i, each, calls)]
+    rows = [f"{{{_fields(_entry_fields(i, each))}}}" for i, each in enumerate(programs)]
     parts = [
         '/* Written by bitsmith: the steps and tensors of one model. */\n#include "model.h"\n',
         *(f"extern void {symbol}({'void *, ' * n}int32_t, int32_t);" for symbol, n in arity.items()),
         *(f"static void {stub}({_FRAME}) {{ {call} }}" for call, stub in calls.items()),
         _array("const char *const features[]", [*map(c_string, program.features), "0"]),
-        _tensors("input", program.inputs),
-        _tensors("output", program.outputs),
-        _array("const bs_step steps[]", steps or ["{0}"]),
-        _model(program, weights_hash),
+        *entries,
+        _array("const bs_entry entries[]", rows),
+        _model(programs, weights_hash),
     ]
     return "\n".join(parts)
 
@@ -45,15 +48,14 @@ def c_string(text: str) -> str:
     return '"' + "".join(c if c in _PLAIN else "".join(f"\\{b:03o}" for b in c.encode()) for c in text) + '"'
 
 
-def _check(program: Program) -> dict[str, int]:
-    """Number of pointer arguments of each kernel, in order of first use."""
+def _check(program: Program, arity: dict[str, int]) -> None:
+    """Adds to `arity` the number of pointer arguments of each kernel, in order of first use."""
     sizes = {
         Space.ARENA: program.arena_bytes,
         Space.WEIGHTS: program.weights_bytes,
         Space.INPUT: len(program.inputs),
         Space.OUTPUT: len(program.outputs),
     }
-    arity: dict[str, int] = {}
     for step in program.steps:
         where = f"step {step.symbol!r} of layer {step.layer!r}"
         if not _IDENTIFIER.fullmatch(step.symbol) or step.symbol.startswith(_RESERVED):
@@ -66,7 +68,17 @@ def _check(program: Program) -> dict[str, int]:
         for place in step.places:
             if not 0 <= place.offset < sizes[place.space]:
                 raise InternalError(f"{where}: {place} lies outside of {sizes[place.space]}")
-    return arity
+
+
+def _check_alike(first: Program, other: Program) -> None:
+    def said(program: Program) -> tuple[object, ...]:
+        specs = [[(s.name, s.dtype) for s in each] for each in (program.inputs, program.outputs)]
+        return program.name, program.weights_bytes, program.features, specs
+
+    if said(first) != said(other):
+        raise InternalError(
+            f"programs of one library differ in more than shapes: {said(first)}, {said(other)}"
+        )
 
 
 def _call(step: Step) -> str:
@@ -89,6 +101,30 @@ def _array(declaration: str, rows: Iterable[str]) -> str:
     return f"static {declaration} = {{{', '.join(rows) or '0'}}};"
 
 
+def _entry(number: int, program: Program, calls: dict[str, str]) -> list[str]:
+    """The tables of one entry; calls that are new are added to `calls`."""
+    steps = []
+    for step in program.steps:
+        stub = calls.setdefault(_call(step), f"call{len(calls)}")
+        steps.append(f"{{{c_string(step.layer)}, {c_string(step.symbol)}, {stub}, {step.tasks}}}")
+    return [
+        _tensors(f"input{number}_", program.inputs),
+        _tensors(f"output{number}_", program.outputs),
+        _array(f"const bs_step steps{number}[]", steps or ["{0}"]),
+    ]
+
+
+def _entry_fields(number: int, program: Program) -> dict[str, object]:
+    return {
+        "inputs": f"input{number}_s",
+        "outputs": f"output{number}_s",
+        "steps": f"steps{number}",
+        "input_count": len(program.inputs),
+        "output_count": len(program.outputs),
+        "step_count": len(program.steps),
+    }
+
+
 def _tensors(kind: str, specs: Sequence[TensorSpec]) -> str:
     lines = [_array(f"const int64_t {kind}{i}_shape[]", map(str, spec.shape)) for i, spec in enumerate(specs)]
     rows = []
@@ -100,18 +136,18 @@ def _tensors(kind: str, specs: Sequence[TensorSpec]) -> str:
     return "\n".join([*lines, _array(f"const bitsmith_tensor {kind}s[]", rows or ["{0}"])])
 
 
-def _model(program: Program, weights_hash: int) -> str:
+def _model(programs: Sequence[Program], weights_hash: int) -> str:
     fields = {
-        "name": c_string(program.name),
+        "name": c_string(programs[0].name),
         "features": "features",
-        "inputs": "inputs",
-        "outputs": "outputs",
-        "steps": "steps",
-        "input_count": len(program.inputs),
-        "output_count": len(program.outputs),
-        "step_count": len(program.steps),
-        "arena_bytes": f"UINT64_C({program.arena_bytes})",
-        "weight_bytes": f"UINT64_C({program.weights_bytes})",
+        "entries": "entries",
+        "entry_count": len(programs),
+        "arena_bytes": f"UINT64_C({max(program.arena_bytes for program in programs)})",
+        "weight_bytes": f"UINT64_C({programs[0].weights_bytes})",
         "weight_hash": f"UINT64_C({weights_hash})",
     }
-    return "const bs_model bs_the_model = {" + ", ".join(f".{k} = {v}" for k, v in fields.items()) + "};\n"
+    return f"const bs_model bs_the_model = {{{_fields(fields)}}};\n"
+
+
+def _fields(fields: Mapping[str, object]) -> str:
+    return ", ".join(f".{name} = {value}" for name, value in fields.items())

@@ -40,18 +40,20 @@ def link_library(
     program: Program,
     weights_hash: int,
     *,
+    others: Sequence[Program] = (),
     cc: str | None = None,
     cache: Path | None = None,
 ) -> None:
     """Writes the library of `program` to `out_so`, which appears complete or not at all.
 
     `objects` are object files, or their contents, that define every kernel symbol; `weights_hash` is `hash64`
-    of the weights. `cc` is a compiler command (default: $CC, else cc, gcc or clang on the PATH). Compiled
-    runtime objects are kept in the directory `cache`. Raises TargetError if there is no compiler or it fails.
+    of the weights; `others` are the network for other shapes (emit_c.py). `cc` is a compiler command
+    (default: $CC, else cc, gcc or clang on the PATH). Compiled runtime objects are kept in the directory
+    `cache`. Raises TargetError if there is no compiler or it fails.
     """
     compiler = find_compiler(cc)
     with scratch_folder() as work:
-        (work / "model.c").write_text(emit_model_c(program, weights_hash))
+        (work / "model.c").write_text(emit_model_c(program, weights_hash, others))
         (work / "exports.map").write_text(_VERSION_SCRIPT)
         _compile(compiler, work / "model.c", work / "model.o")
         runtime = [_runtime_object(compiler, source, cache or work) for source in _SOURCES]

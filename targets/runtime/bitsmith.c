@@ -26,6 +26,10 @@ int32_t bs_fail(int32_t code, const char *format, ...) {
     return code;
 }
 
+static const bs_entry *entry_at(int32_t index) {
+    return index >= 0 && index < MODEL->entry_count ? &MODEL->entries[index] : NULL;
+}
+
 static int32_t check_cpu(void) {
     char missing[512] = "";
     for (const char *const *f = MODEL->features; *f; f++) {
@@ -194,12 +198,15 @@ uint64_t bs_now_ns(void) {
 }
 
 /* `threads` 0: as many as bitsmith_set_threads said. A pool that is too small is replaced by one that stays. */
-static int32_t execute(bitsmith_model *m, const void *const *inputs, void *const *outputs, int32_t threads,
-                       uint64_t *step_ns) {
-    int32_t code = m ? check_buffers("input", inputs, MODEL->input_count, MODEL->inputs)
+static int32_t execute(bitsmith_model *m, int32_t entry, const void *const *inputs, void *const *outputs,
+                       int32_t threads, uint64_t *step_ns) {
+    const bs_entry *const e = entry_at(entry);
+    if (!e)
+        return bs_fail(BITSMITH_BAD_ARGUMENT, "entry %d: model '%s' has entries 0 to %d", entry, MODEL->name,
+                       MODEL->entry_count - 1);
+    int32_t code = m ? check_buffers("input", inputs, e->input_count, e->inputs)
                      : bs_fail(BITSMITH_BAD_ARGUMENT, "the model is null");
-    if (!code)
-        code = check_buffers("output", (const void *const *)outputs, MODEL->output_count, MODEL->outputs);
+    if (!code) code = check_buffers("output", (const void *const *)outputs, e->output_count, e->outputs);
     if (!code) code = enter(m);
     if (code) return code;
     if (!threads) threads = m->threads;
@@ -207,8 +214,8 @@ static int32_t execute(bitsmith_model *m, const void *const *inputs, void *const
         code = replace_pool(m, threads > m->threads ? threads : m->threads);
     const bs_frame frame = {m->arena, m->weights, inputs, outputs};
     uint64_t start = step_ns && !code ? bs_now_ns() : 0;
-    for (int32_t i = 0; !code && i < MODEL->step_count; i++) {
-        bs_pool_run(m->pool, threads, &MODEL->steps[i], &frame);
+    for (int32_t i = 0; !code && i < e->step_count; i++) {
+        bs_pool_run(m->pool, threads, &e->steps[i], &frame);
         if (!step_ns) continue;
         uint64_t end = bs_now_ns();
         step_ns[i] = end - start;
@@ -219,42 +226,72 @@ static int32_t execute(bitsmith_model *m, const void *const *inputs, void *const
 }
 
 int32_t bitsmith_run(bitsmith_model *m, const void *const *inputs, void *const *outputs) {
-    return execute(m, inputs, outputs, 0, NULL);
+    return execute(m, 0, inputs, outputs, 0, NULL);
 }
 
 int32_t bitsmith_run_threads(bitsmith_model *m, const void *const *inputs, void *const *outputs,
                              int32_t threads) {
     int32_t code = check_threads(threads);
-    return code ? code : execute(m, inputs, outputs, threads, NULL);
+    return code ? code : execute(m, 0, inputs, outputs, threads, NULL);
+}
+
+int32_t bitsmith_run_entry(bitsmith_model *m, int32_t entry, const void *const *inputs, void *const *outputs,
+                           int32_t threads) {
+    int32_t code = threads ? check_threads(threads) : BITSMITH_OK;
+    return code ? code : execute(m, entry, inputs, outputs, threads, NULL);
 }
 
 int32_t bitsmith_profile(bitsmith_model *m, const void *const *inputs, void *const *outputs,
                          uint64_t *step_ns) {
+    return bitsmith_profile_entry(m, 0, inputs, outputs, step_ns);
+}
+
+int32_t bitsmith_profile_entry(bitsmith_model *m, int32_t entry, const void *const *inputs,
+                               void *const *outputs, uint64_t *step_ns) {
     if (!step_ns) return bs_fail(BITSMITH_BAD_ARGUMENT, "step_ns is null");
-    return execute(m, inputs, outputs, 0, step_ns);
+    return execute(m, entry, inputs, outputs, 0, step_ns);
 }
 
 /* ---- description ---- */
 
 int32_t bitsmith_abi_version(void) { return BITSMITH_ABI_VERSION; }
 const char *bitsmith_model_name(void) { return MODEL->name; }
-int32_t bitsmith_input_count(void) { return MODEL->input_count; }
-int32_t bitsmith_output_count(void) { return MODEL->output_count; }
-int32_t bitsmith_step_count(void) { return MODEL->step_count; }
 uint64_t bitsmith_arena_bytes(void) { return MODEL->arena_bytes; }
 uint64_t bitsmith_weight_bytes(void) { return MODEL->weight_bytes; }
-const bitsmith_tensor *bitsmith_input(int32_t i) {
-    return i >= 0 && i < MODEL->input_count ? &MODEL->inputs[i] : NULL;
+int32_t bitsmith_entry_count(void) { return MODEL->entry_count; }
+
+const bitsmith_tensor *bitsmith_entry_input(int32_t entry, int32_t i) {
+    const bs_entry *const e = entry_at(entry);
+    return e && i >= 0 && i < e->input_count ? &e->inputs[i] : NULL;
 }
-const bitsmith_tensor *bitsmith_output(int32_t i) {
-    return i >= 0 && i < MODEL->output_count ? &MODEL->outputs[i] : NULL;
+const bitsmith_tensor *bitsmith_entry_output(int32_t entry, int32_t i) {
+    const bs_entry *const e = entry_at(entry);
+    return e && i >= 0 && i < e->output_count ? &e->outputs[i] : NULL;
 }
-const char *bitsmith_step_layer(int32_t i) {
-    return i >= 0 && i < MODEL->step_count ? MODEL->steps[i].layer : NULL;
+int32_t bitsmith_entry_step_count(int32_t entry) {
+    const bs_entry *const e = entry_at(entry);
+    return e ? e->step_count : 0;
 }
-const char *bitsmith_step_kernel(int32_t i) {
-    return i >= 0 && i < MODEL->step_count ? MODEL->steps[i].kernel : NULL;
+static const bs_step *step_at(int32_t entry, int32_t i) {
+    return i >= 0 && i < bitsmith_entry_step_count(entry) ? &MODEL->entries[entry].steps[i] : NULL;
 }
+const char *bitsmith_entry_step_layer(int32_t entry, int32_t i) {
+    const bs_step *const step = step_at(entry, i);
+    return step ? step->layer : NULL;
+}
+const char *bitsmith_entry_step_kernel(int32_t entry, int32_t i) {
+    const bs_step *const step = step_at(entry, i);
+    return step ? step->kernel : NULL;
+}
+
+int32_t bitsmith_input_count(void) { return MODEL->entries[0].input_count; }
+int32_t bitsmith_output_count(void) { return MODEL->entries[0].output_count; }
+int32_t bitsmith_step_count(void) { return bitsmith_entry_step_count(0); }
+const bitsmith_tensor *bitsmith_input(int32_t i) { return bitsmith_entry_input(0, i); }
+const bitsmith_tensor *bitsmith_output(int32_t i) { return bitsmith_entry_output(0, i); }
+const char *bitsmith_step_layer(int32_t i) { return bitsmith_entry_step_layer(0, i); }
+const char *bitsmith_step_kernel(int32_t i) { return bitsmith_entry_step_kernel(0, i); }
+
 const char *bitsmith_last_error(void) { return last_error; }
 
 const char *bitsmith_strerror(int32_t code) {

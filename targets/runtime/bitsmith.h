@@ -64,6 +64,16 @@ int32_t bitsmith_step_count(void);
 const char *bitsmith_step_layer(int32_t index); /* the layer of the source model that the step belongs to */
 const char *bitsmith_step_kernel(int32_t index); /* the kernel that it calls */
 
+/* A model may be compiled for several shapes of its inputs: its entries, numbered from 0. They have the same
+ * inputs and outputs in the same order, but for their shapes, and share weights and working memory. What does
+ * not name an entry, as bitsmith_input and bitsmith_run, is about entry 0. */
+int32_t bitsmith_entry_count(void); /* 1 or more */
+const bitsmith_tensor *bitsmith_entry_input(int32_t entry, int32_t index);
+const bitsmith_tensor *bitsmith_entry_output(int32_t entry, int32_t index);
+int32_t bitsmith_entry_step_count(int32_t entry); /* 0 out of range */
+const char *bitsmith_entry_step_layer(int32_t entry, int32_t index);
+const char *bitsmith_entry_step_kernel(int32_t entry, int32_t index);
+
 /* Opens the model. `abi_version` is always BITSMITH_ABI_VERSION. On success *model is ready to run on one
  * thread; otherwise it is NULL and bitsmith_last_error says why. The CPU is checked first, then the size and
  * the checksum of the weights. While the model is open, weights.bin must not be written to; replacing the
@@ -87,9 +97,16 @@ int32_t bitsmith_run(bitsmith_model *model, const void *const *inputs, void *con
 int32_t bitsmith_run_threads(bitsmith_model *model, const void *const *inputs, void *const *outputs,
                              int32_t threads);
 
-/* The same as bitsmith_run, and writes the time of each step, in nanoseconds, to `step_ns` (bitsmith_step_count entries). */
+/* The same for one entry, whose shapes the buffers have; `threads` 0: as many as bitsmith_set_threads said. */
+int32_t bitsmith_run_entry(bitsmith_model *model, int32_t entry, const void *const *inputs,
+                           void *const *outputs, int32_t threads);
+
+/* The same as bitsmith_run, and writes the time of each step, in nanoseconds, to `step_ns`: an array of
+ * bitsmith_step_count, or bitsmith_entry_step_count, numbers. */
 int32_t bitsmith_profile(bitsmith_model *model, const void *const *inputs, void *const *outputs,
                          uint64_t *step_ns);
+int32_t bitsmith_profile_entry(bitsmith_model *model, int32_t entry, const void *const *inputs,
+                               void *const *outputs, uint64_t *step_ns);
 
 /* What a code means; and, in the words of the last failed call of this thread, what went wrong. */
 const char *bitsmith_strerror(int32_t code);

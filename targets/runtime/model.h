@@ -20,16 +20,23 @@ typedef struct {
     int32_t tasks;
 } bs_step;
 
-/* `features` names what the kernels need of the CPU, in the words of /proc/cpuinfo; it ends with NULL. */
+/* The model for one shape of its inputs. */
 typedef struct {
-    const char *name;
-    const char *const *features;
     const bitsmith_tensor *inputs;
     const bitsmith_tensor *outputs;
     const bs_step *steps;
     int32_t input_count;
     int32_t output_count;
     int32_t step_count;
+} bs_entry;
+
+/* `features` names what the kernels need of the CPU, in the words of /proc/cpuinfo; it ends with NULL.
+ * `arena_bytes` are enough for every entry. */
+typedef struct {
+    const char *name;
+    const char *const *features;
+    const bs_entry *entries;
+    int32_t entry_count;
     uint64_t arena_bytes;
     uint64_t weight_bytes;
     uint64_t weight_hash; /* see hash64 in bitsmith.c and in targets/link.py */
