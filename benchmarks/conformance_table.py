@@ -16,8 +16,8 @@ this machine, runs, and compares with the test's outputs by ONNX's tolerances. D
 A test counts when its shapes are static and its tensors are bool, integers of 8 to 64 bits or floats of 16
 to 64 bits. Inputs that decide shapes (the target of a Reshape, the axes of a Squeeze) are compiled in with
 `constants=`, as a model has them as weights. 16-bit floats are stored as such and computed with in float32.
-The {rounded} tests of the inverse DFT compare to 1e-6, because their wanted outputs are rounded worse than the
-tolerance. What does not pass is refused before anything is compiled, with the reason below.
+The {rounded} tests of the inverse DFT compare to 1e-6, because their wanted outputs are rounded worse than
+that. What does not pass is refused before anything is compiled, with the reason below.
 
 | operator | passed | of | not supported |
 |---|---|---|---|

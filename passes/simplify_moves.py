@@ -4,6 +4,7 @@ a: reshape(x) -> a; b: reshape(a) -> y              =>    b: reshape(x) -> y
 a: transpose(x) {p} -> a; b: transpose(a) {q} -> y  =>    b: transpose(x) {perm=q after p} -> y
 r: reduce_mean(x) {axes, keepdims} -> r
    b: reshape(r) {r without those axes} -> y        =>    r: reduce_mean(x) {axes, keepdims=False} -> y
+a: cast(x: float32) {float64} -> a; b: cast(a) {float32} -> y      =>    (gone, where nothing is lost)
 reshape to the same shape, transpose that keeps the order, pad by nothing, slice of everything, concat of
 one value,
    clip without bounds                              =>    (gone)
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.reduce import reduced_shape
@@ -59,11 +62,21 @@ def _after_transpose(scan: Scan, node: Node) -> Node:
     return replace(node, inputs=before.inputs, attrs={"perm": tuple(first[p] for p in perm)})
 
 
+def _comes_back(scan: Scan, node: Node) -> str:
+    """The value that a cast gives back as it was before another cast, which lost nothing; else ""."""
+    before = scan.producer(node.inputs[0]) if node.op == "cast" else None
+    if before is None or before.op != "cast" or before.inputs[0] not in scan.types:
+        return ""
+    own, between = scan.types[before.inputs[0]].dtype, before.type.dtype
+    holds = np.can_cast(own, between, "safe") and not (own.endswith("int64") and between.startswith("float"))
+    return before.inputs[0] if own == node.type.dtype and holds else ""
+
+
 def _moves_nothing(scan: Scan, node: Node) -> bool:
     if not node.inputs or node.inputs[0] not in scan.types:
         return False
     same = scan.types[node.inputs[0]] == node.type
-    if node.op in ("reshape", "slice"):
+    if node.op in ("reshape", "slice", "cast", "expand"):
         # A slice with steps or with cut ends has fewer elements.
         return same
     if node.op == "transpose":
@@ -80,13 +93,13 @@ def _remove(scan: Scan, node: Node) -> Node | None:
     """Later nodes read the operand. A graph output keeps its name: the operand's producer takes it over,
     if it can.
     """
-    if not _moves_nothing(scan, node):
+    source = _comes_back(scan, node) or node.inputs[0]
+    if source == node.inputs[0] and not _moves_nothing(scan, node):
         return node
-    source = node.inputs[0]
     if node.output not in scan.graph.outputs:
         scan.rename(node.output, source)
         return None
-    producer = scan.sole_producer(source)
+    producer = scan.sole_producer(source) if source == node.inputs[0] else None
     if producer is None:
         return node
     scan.drop(producer)
