@@ -76,8 +76,11 @@ class Plan:
 
     @staticmethod
     def uniform(graph: Graph, choice: str, calibration: Calibration | None = None) -> Plan:
-        """The plan that makes every layer of the graph `choice`: "int8" or "float32"."""
-        layers = {node.name: choice for node in layers_of(graph)}
+        """The plan that makes every layer of the graph `choice`: "int8" or "float32". Layers whose model
+        came with int8 weights are "int8" in every plan.
+        """
+        free = {node.name for node in free_layers_of(graph)}
+        layers = {node.name: choice if node.name in free else "int8" for node in layers_of(graph)}
         _check_choice("every layer", choice)
         return Plan(graph.name, layers, calibration or Calibration())
 
@@ -164,8 +167,13 @@ class Plan:
 
 
 def layers_of(graph: Graph) -> tuple[Node, ...]:
-    """The nodes that a plan decides about: convolutions and linears whose weights are parameters."""
+    """The convolutions and linears whose weights are parameters."""
     return tuple(node for node in graph.nodes if node.op in LAYER_OPS and node.inputs[1] in graph.params)
+
+
+def free_layers_of(graph: Graph) -> tuple[Node, ...]:
+    """The layers that a plan decides about: those whose weights are not int8 already."""
+    return tuple(node for node in layers_of(graph) if graph.params[node.inputs[1]].dtype != "int8")
 
 
 def _choice_of(layer: str, formats: Any) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from ..compiler.calibrate import Ranges
 from ..compiler.errors import PlanError
 from ..compiler.ir import AttrValue, Graph, Node
-from ..compiler.plan import LAYER_OPS, Plan, layers_of
+from ..compiler.plan import LAYER_OPS, Plan, free_layers_of, layers_of
 from ..compiler.verify import verify
 from .dead_code import remove_dead_code
 from .quantise import QParams, QWeights, qparams, quantise_weights
@@ -39,6 +39,7 @@ def apply_plan(
     memo: dict[tuple[str, float], QWeights] | None = None,
 ) -> Graph:
     """The graph with int8 layers where the plan says so. Where all stay float32 it is the graph itself.
+    Layers that came with int8 weights keep them, whatever the plan says of them.
 
     `ranges` (of the same graph) may be None when no layer is int8. `pair_bound`: the target multiplies
     faster where
@@ -49,7 +50,7 @@ def apply_plan(
     the ranges are for another graph, ModelError for weights that are not finite.
     """
     plan.validate(graph)
-    if all(plan.choice(node.name) == "float32" for node in layers_of(graph)):
+    if all(plan.choice(node.name) == "float32" for node in free_layers_of(graph)):
         return graph
     if ranges is None:
         raise PlanError("the plan has int8 layers: calibration samples are needed to choose their ranges")
@@ -89,7 +90,7 @@ class _Planner:
         self.ranges = ranges
         self.scan = Scan(graph)
         self.stored = choose_storage(graph, plan, ranges)
-        self.int8 = {node.name for node in layers_of(graph) if plan.choice(node.name) == "int8"}
+        self.int8 = {node.name for node in free_layers_of(graph) if plan.choice(node.name) == "int8"}
         self.copies: dict[str, str] = {}
 
     def visit(self, node: Node) -> None:

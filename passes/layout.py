@@ -30,7 +30,13 @@ MOVED_AXIS = (0, 3, 1, 2)  # axis of NCHW -> its place in NHWC
 STEM_CHANNELS = 4  # up to here a convolution gathers from NCHW as cheaply as a transpose would
 
 ANCHORS = ("conv2d", "max_pool2d", "avg_pool2d")
-POINTWISE = (*(name for name in ACTIVATIONS if name != "none"), *(row[0] for row in FUNCTIONS), "cast")
+CODES = ("quantize", "dequantize")
+POINTWISE = (
+    *(name for name in ACTIVATIONS if name != "none"),
+    *(row[0] for row in FUNCTIONS),
+    "cast",
+    *CODES,
+)
 BINARY = (*(row[0] for row in (*BINARIES, *QUOTIENTS, *COMPARISONS)), "add", "where")  # they broadcast
 PER_AXIS = ("pad", "slice")  # attributes are tuples with one entry per axis
 ONE_AXIS = ("concat", "softmax")  # attribute `axis`

@@ -1,8 +1,8 @@
 """The canonical form of a graph: what calibration, plans and targets work on.
 
-Afterwards: float32 still; no constant arithmetic, no batch norm; activations, residual additions and zero
-padding inside the nodes that make or read the values; images channels last (NHWC); inputs, outputs and
-layer names as they were.
+Afterwards: float32 still (a model that came quantised keeps its int8 layers); no constant arithmetic, no
+batch norm; activations, residual additions and zero padding inside the nodes that make or read the values;
+images channels last (NHWC); inputs, outputs and layer names as they were.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .fold_pads import fold_pads
 from .fold_scale_shift import fold_scale_and_shift
 from .fuse_activations import fuse_activations
 from .fuse_products import fuse_products
+from .fuse_quantised import fuse_quantised
 from .fuse_residuals import fuse_residuals
 from .layout import move_channels_last
 from .lift_pointwise import lift_pointwise
@@ -50,6 +51,7 @@ PASSES = (
     Pass("fuse activations", fuse_activations),
     Pass("fuse residuals", fuse_residuals),
     Pass("pads", fold_pads),
+    Pass("codes of quantised models", fuse_quantised),
     # 4. layout
     Pass("layout", move_channels_last),
     Pass("sink transposes after layout", sink_transposes),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from ..compiler.calibrate import Ranges
 from ..compiler.ir import Graph, Node
-from ..compiler.plan import LAYER_OPS, Plan, layers_of
+from ..compiler.plan import LAYER_OPS, Plan, free_layers_of
 from .quantise import QParams, qparams
 from .scan import attr
 
@@ -31,7 +31,7 @@ def moves(node: Node) -> bool:
 
 def choose_storage(graph: Graph, plan: Plan, ranges: Ranges) -> Mapping[str, QParams]:
     """The values stored in uint8, with their parameters. Raises InputError when a range is missing."""
-    int8 = {node.name for node in layers_of(graph) if plan.choice(node.name) == "int8"}
+    int8 = {node.name for node in free_layers_of(graph) if plan.choice(node.name) == "int8"}
     stored: dict[str, QParams] = {}
     for group in _groups(graph):
         wanted = any(n.name in int8 and n.inputs[0] == v for v in group for n in graph.consumers(v))

@@ -19,7 +19,7 @@ from ..compiler.errors import InputError
 from ..compiler.ir import Graph, Node
 from ..compiler.ledger import LedgerRow
 from ..compiler.measure import Latency, Quality, measure_latency, quality
-from ..compiler.plan import Plan, layers_of
+from ..compiler.plan import Plan, free_layers_of
 from ..passes.apply_plan import apply_plan
 from ..passes.quantise import QWeights
 from .costs import cost_table
@@ -77,7 +77,7 @@ class CompiledEvaluator:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        return tuple(_describe(self.graph, node) for node in layers_of(self.graph))
+        return tuple(_describe(self.graph, node) for node in free_layers_of(self.graph))
 
     @cached_property
     def base_plan(self) -> Plan:

@@ -23,6 +23,7 @@ from bitsmith.passes.fold_pads import fold_pads
 from bitsmith.passes.fold_scale_shift import fold_scale_and_shift
 from bitsmith.passes.fuse_activations import fuse_activations
 from bitsmith.passes.fuse_products import fuse_products
+from bitsmith.passes.fuse_quantised import fuse_quantised
 from bitsmith.passes.fuse_residuals import fuse_residuals
 from bitsmith.passes.layout import move_channels_last
 from bitsmith.passes.lift_pointwise import lift_pointwise
@@ -43,6 +44,7 @@ PASSES = {
     "fold_scale_shift": fold_scale_and_shift,
     "fuse_activations": fuse_activations,
     "fuse_products": fuse_products,
+    "fuse_quantised": fuse_quantised,
     "fuse_residuals": fuse_residuals,
     "layout": move_channels_last,
     "lift_pointwise": lift_pointwise,

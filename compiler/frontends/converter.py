@@ -12,6 +12,7 @@ import numpy as np
 from ..builder import GraphBuilder
 from ..ir import DTYPES, AttrValue, Graph, Node, TensorType
 from ..ops import OPS
+from .codes import Quantised, restore_codes
 
 Result = str | np.ndarray
 """What an ONNX output became: the name of a value of the graph, or a constant known now."""
@@ -96,6 +97,7 @@ class Converter:
         self._taken = set(taken)  # ONNX names: derived values keep clear of them
         self._names: set[str] = set()
         self._params: dict[tuple[str, str], str] = {}
+        self.quantised = Quantised()
 
     def add_input(self, name: str, kind: TensorType) -> None:
         """A graph input. Numbers stored in 16 bits are computed with in float32."""
@@ -239,6 +241,9 @@ class Converter:
 
     def finish(self, outputs: Mapping[str, str]) -> Graph:
         """The graph, whose outputs (name -> element type) have their ONNX names and types again."""
+        restore_codes(
+            self.builder, self.quantised, {param: name for (name, _), param in self._params.items()}
+        )
         rename: dict[str, str] = {}
         made = {value for node in self.builder.nodes for value in node.outputs}
         for name, dtype in outputs.items():

@@ -22,7 +22,7 @@ from ..ops import OPS, TypeRuleError
 from .converter import Converter, OnnxNode, Result, UnsupportedForm, ValueNeeded, numbered
 from .onnx_constants import bind_inputs, sources
 from .onnx_control import expand
-from .onnx_fold import fold, foldable, too_large
+from .onnx_fold import fold, foldable, stays
 from .onnx_inline import inline_definitions
 from .onnx_ops import KNOWN, RULES, hint_of
 from .onnx_read import first_line, graphs_of, read_onnx, to_array
@@ -80,7 +80,7 @@ def _optimized(model: Any, label: str) -> Any:
     try:
         with quiet("onnxscript", "onnx_ir"):
             ir_model = onnx_ir.serde.deserialize_model(model)
-            optimizer.optimize_ir(ir_model, should_fold=lambda node: False if too_large(node) else None)
+            optimizer.optimize_ir(ir_model, should_fold=lambda node: False if stays(node) else None)
             return onnx_ir.serde.serialize_model(ir_model)
     except Exception as error:
         # Foreign code on a foreign file, whatever it stumbles over: the file is what a user can change.
@@ -289,11 +289,12 @@ class _Import:
     def _fold(self, node: OnnxNode, proto: Any) -> bool:
         """Compute a node whose inputs are all known. False when it is left to its rule."""
         constants = self.converter.constants
-        if node.op == "Constant" or not foldable(proto, constants):
+        if node.op in ("Constant", "DequantizeLinear") or not foldable(proto, constants):
             return False
         known = [self.types[name] for name in node.outputs if name in self.types]
         results = fold(proto, node.opset, constants, known, self.label)
         constants.update((name, array) for name, array in zip(node.outputs, results, strict=False) if name)
+        self.converter.quantised.moved(node.op, node.inputs, node.outputs)
         return True
 
     def _apply(self, node: OnnxNode) -> bool:

@@ -39,6 +39,13 @@ _RANDOM = {
 }
 
 
+def stays(node: Any) -> bool:
+    """Whether the optimizer must not compute an onnx_ir node: its result is too large, or its operands say
+    how weights were quantised.
+    """
+    return node.op_type == "DequantizeLinear" or too_large(node)
+
+
 def too_large(node: Any) -> bool:
     """Whether the optimizer must not compute an onnx_ir node: the result is huge, or of unknown size."""
     shapes = [out.shape for out in node.outputs]

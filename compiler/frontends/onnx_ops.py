@@ -13,6 +13,8 @@ from .onnx_nn import NN_RULES
 from .onnx_norm import NORM_RULES
 from .onnx_pad import PAD_RULES
 from .onnx_pool import POOL_RULES
+from .onnx_qlinear import QLINEAR_RULES
+from .onnx_quantised import QUANTISED_RULES
 from .onnx_recurrent import RECURRENT_RULES
 from .onnx_reduce import REDUCE_RULES
 from .onnx_resize import RESIZE_RULES
@@ -27,6 +29,8 @@ RULES: dict[str, Rule] = {
     **PAD_RULES,
     **RESIZE_RULES,
     **RECURRENT_RULES,
+    **QUANTISED_RULES,
+    **QLINEAR_RULES,
     **MATH_RULES,
     **ACTIVATION_RULES,
     **REDUCE_RULES,
@@ -37,22 +41,9 @@ RULES: dict[str, Rule] = {
     **INDEX_RULES,
 }
 
-_QUANTISED = "the model is quantised already: give the float model, bitsmith quantises it itself"
 _RANDOM = "random numbers are not reproducible: export the model in evaluation mode"
 
 HINTS: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "QuantizeLinear",
-            "DequantizeLinear",
-            "DynamicQuantizeLinear",
-            "QLinearConv",
-            "QLinearMatMul",
-            "ConvInteger",
-            "MatMulInteger",
-        ),
-        _QUANTISED,
-    ),
     **dict.fromkeys(
         (
             "RandomNormal",

@@ -1,0 +1,184 @@
+"""Models that come quantised: the same numbers as ONNX Runtime, int8 layers kept as they came."""
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from bitsmith.compiler.errors import UnsupportedError
+from bitsmith.compiler.frontends import load_model
+from bitsmith.compiler.plan import Plan, layers_of
+from bitsmith.compiler.reference import run_reference
+from bitsmith.passes.apply_plan import apply_plan
+from bitsmith.passes.prepare import prepare
+from bitsmith.targets.build import build
+from bitsmith.targets.target import resolve
+from onnx import TensorProto
+from onnx_models import model, node, onnxruntime_outputs
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+SHAPE = (1, 3, 12, 12)
+
+
+class Samples(CalibrationDataReader):
+    def __init__(self):
+        rng = np.random.default_rng(8)
+        self.feeds = iter([{"x": rng.standard_normal(SHAPE).astype(np.float32)} for _ in range(4)])
+
+    def get_next(self):
+        return next(self.feeds, None)
+
+
+def network():
+    """Two convolutions with a residual, pooling, a classifier."""
+    rng = np.random.default_rng(2)
+
+    def draw(*shape):
+        return (rng.standard_normal(shape) / np.prod(shape[1:]) ** 0.5).astype(np.float32)
+
+    nodes = [
+        node("Conv", "x w1 b1", "c1", name="stem", strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("Relu", "c1", "r1"),
+        node("Conv", "r1 w2 b2", "c2", name="middle", pads=[1, 1, 1, 1]),
+        node("Add", "c2 r1", "sum"),
+        node("Relu", "sum", "r2"),
+        node("MaxPool", "r2", "p", kernel_shape=[2, 2], strides=[2, 2]),
+        node("GlobalAveragePool", "p", "g"),
+        node("Flatten", "g", "f"),
+        node("Gemm", "f w3 b3", "y", name="classes", transB=1),
+    ]
+    weights = {"w1": draw(8, 3, 3, 3), "b1": draw(8), "w2": draw(8, 8, 3, 3), "b2": draw(8)}
+    weights |= {"w3": draw(5, 8), "b3": draw(5)}
+    return model(nodes, {"x": SHAPE}, weights=weights, opset=13)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """(format, activation type, per channel) -> the network quantised by ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("quantised")
+    onnx.save(network(), folder / "float.onnx")
+
+    def make(form, kind, per_channel):
+        place = folder / f"{form.name}_{kind.name}_{per_channel}.onnx"
+        if not place.exists():
+            options = {"quant_format": form, "activation_type": kind, "weight_type": QuantType.QInt8}
+            quantize_static(folder / "float.onnx", place, Samples(), per_channel=per_channel, **options)
+        return onnx.load(place)
+
+    return make
+
+
+FORMS = [
+    pytest.param(*row, id=f"{row[0].name}-{row[1].name}-{row[2]}")
+    for row in itertools.product(QuantFormat, (QuantType.QUInt8, QuantType.QInt8), (False, True))
+]
+
+
+@pytest.mark.parametrize(("form", "kind", "per_channel"), FORMS)
+def test_a_quantised_network_computes_what_onnxruntime_computes(quantised, form, kind, per_channel):
+    proto = quantised(form, kind, per_channel)
+    graph = prepare(load_model(proto))
+    x = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    step = np.diff(np.unique(want)).min()  # of the last quantisation
+    found = run_reference(graph, {"x": x})["y"]
+    # ONNX Runtime's uint8 by int8 products saturate on some machines, and ties may round the other way.
+    assert np.abs(found - want).max() <= 2.01 * step + 1e-6
+    if kind == QuantType.QUInt8 and per_channel:  # the graphs of the others have the same operators
+        with build(graph, resolve("host")) as artifact:
+            assert np.abs(artifact.run(x=x)["y"] - found).max() <= 1.01 * step + 1e-6
+
+
+@pytest.mark.parametrize(("form", "kind", "per_channel"), FORMS)
+def test_its_layers_stay_int8_whatever_a_plan_says(quantised, form, kind, per_channel):
+    graph = prepare(load_model(quantised(form, kind, per_channel)))
+    layers = layers_of(graph)
+    assert len(layers) == 3
+    for layer in layers:
+        assert graph.type_of(layer.inputs[0]).dtype == "uint8"
+        assert graph.type_of(layer.inputs[1]).dtype == "int8"
+    plan = Plan.uniform(graph, "float32")
+    assert set(plan.layers.values()) == {"int8"}
+    assert apply_plan(graph, plan, None) is graph
+
+
+def test_the_codes_are_those_of_the_file(quantised):
+    proto = quantised(QuantFormat.QDQ, QuantType.QUInt8, True)
+    graph = prepare(load_model(proto))
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    found = [graph.params[layer.inputs[1]] for layer in layers_of(graph)]
+    for name, codes in zip(("w1", "w2", "w3"), found, strict=True):
+        np.testing.assert_array_equal(codes, stored[f"{name}_quantized"])
+
+
+def test_values_between_its_layers_stay_uint8(quantised):
+    graph = prepare(load_model(quantised(QuantFormat.QDQ, QuantType.QUInt8, False)))
+    kinds = {n.op: n.type.dtype for n in graph.nodes}
+    assert kinds["conv2d"] == kinds["add"] == kinds["max_pool2d"] == "uint8"
+
+
+def test_dynamically_quantised_products_keep_their_codes(rng):
+    """What ONNX Runtime's quantize_dynamic writes for a MatMul."""
+    codes = rng.integers(-127, 128, (20, 7)).astype(np.int8)
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "x8 scale zero"),
+        node("MatMulInteger", "x8 w zero", "sums"),
+        node("Cast", "sums", "real", to=TensorProto.FLOAT),
+        node("Mul", "scale step", "factor"),
+        node("Mul", "real factor", "y"),
+    ]
+    proto = model(nodes, {"x": (4, 20)}, weights={"w": codes, "step": np.array(0.01, np.float32)})
+    graph = load_model(proto)
+    x = rng.standard_normal((4, 20)).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    np.testing.assert_allclose(run_reference(graph, {"x": x})["y"], want, atol=1e-4)
+
+
+def test_four_bit_weights_in_blocks_are_unpacked(rng):
+    """Compared with ONNX Runtime's MatMulNBits."""
+    k, n, block = 40, 6, 16
+    blocks = -(-k // block)
+    weights = {
+        "b": rng.integers(0, 256, (n, blocks, block // 2)).astype(np.uint8),
+        "s": rng.random(n * blocks).astype(np.float32),
+        "z": rng.integers(0, 256, (n * -(-blocks // 2),)).astype(np.uint8),
+    }
+    for names in ("x b s", "x b s z"):
+        matmul = onnx.helper.make_node(
+            "MatMulNBits", names.split(), ["y"], domain="com.microsoft", K=k, N=n, bits=4, block_size=block
+        )
+        proto = model([matmul], {"x": (3, k)}, weights=weights, domains=["com.microsoft"])
+        x = rng.standard_normal((3, k)).astype(np.float32)
+        (want,) = onnxruntime_outputs(proto, {"x": x})
+        np.testing.assert_allclose(run_reference(load_model(proto), {"x": x})["y"], want, atol=1e-3)
+
+
+def test_blocked_weights_become_numbers(rng):
+    codes = rng.integers(-8, 8, (6, 8)).astype(np.int8)
+    scales = rng.random((3, 8)).astype(np.float32)
+    nodes = [node("DequantizeLinear", "w s", "real", axis=0, block_size=2), node("MatMul", "x real")]
+    proto = model(nodes, {"x": (2, 6)}, weights={"w": codes, "s": scales}, opset=21)
+    x = rng.standard_normal((2, 6)).astype(np.float32)
+    want = x @ (codes * np.repeat(scales, 2, 0))
+    np.testing.assert_allclose(run_reference(load_model(proto), {"x": x})["y"], want, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["UINT8", "INT8", "INT16", "UINT16"])
+def test_quantising_rounds_ties_to_even_and_saturates(dtype):
+    zero = np.array(3, np.dtype(dtype.lower()))
+    nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z")]
+    proto = model(nodes, {"x": (7,)}, weights={"s": np.float32(0.5), "z": zero}, opset=21)
+    x = np.array([0.25, 0.75, -0.25, 1e6, -1e6, 3.0, -0.76], np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    np.testing.assert_array_equal(run_reference(prepare(load_model(proto)), {"x": x})["y"], want)
+
+
+def test_eight_bit_floats_are_refused():
+    zero = onnx.helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    proto = model(
+        [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z")], {"x": (4,)}, opset=21
+    )
+    proto.graph.initializer.append(zero)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "s"))
+    with pytest.raises(UnsupportedError, match="QuantizeLinear x 1: to float8"):
+        load_model(proto)
