@@ -45,11 +45,12 @@ class Scan:
     def sole_producer(self, value: str) -> Node | None:
         """The emitted node that makes `value`, if only the node that the rule looks at reads it.
 
-        It must do so once, and the value must be no output of the graph.
+        It must do so once, and the value must be no output of the graph, and the node's only output.
         """
         if self._reads[value] != 1 or value in self.graph.outputs:
             return None
-        return self.producer(value)
+        producer = self.producer(value)
+        return producer if producer is not None and len(producer.outputs) == 1 else None
 
     def scalar(self, value: str) -> float | None:
         """The number that a parameter of one element holds; None when `value` is anything else."""
