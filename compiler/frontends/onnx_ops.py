@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .converter import Rule
 from .onnx_activations import ACTIVATION_RULES
+from .onnx_einsum import EINSUM_RULES
 from .onnx_fourier import FOURIER_RULES
 from .onnx_generate import GENERATE_RULES
 from .onnx_index import INDEX_RULES
@@ -27,6 +28,7 @@ RULES: dict[str, Rule] = {
     **TRANSPOSED_RULES,
     **NORM_RULES,
     **PAD_RULES,
+    **EINSUM_RULES,
     **RESIZE_RULES,
     **RECURRENT_RULES,
     **QUANTISED_RULES,
