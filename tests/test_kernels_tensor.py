@@ -73,6 +73,26 @@ def test_masked_keys_count_nothing(hidden: float) -> None:
     agree(got[graph.outputs[0]], run_reference(cut, seen)[cut.outputs[0]], "masked")
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+def test_parts_of_which_all_keys_are_hidden(guarded: bool) -> None:
+    """Every part hides some query's keys all; with the guard, one query has no key at all."""
+    rng = np.random.default_rng(5)
+    shapes = {"q": (12, 500), "k": (400, 500), "v": (400, 9), "mask": (12, 400)}
+    b = GraphBuilder("parts")
+    graph = b.finish(
+        [b.add("attention", [b.input(n, s) for n, s in shapes.items()], scale=0.05, guarded=guarded)]
+    )
+    feeds = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    place = np.arange(400)
+    hides = [place > 20, place < 390, (place < 150) | (place > 260), *[place > 33 * i + 5 for i in range(9)]]
+    feeds["mask"] = np.where(np.stack(hides), -np.inf, 0.0).astype(np.float32)
+    feeds["mask"][5] = -np.inf if guarded else 0.0
+    with build(graph, HERE) as artifact:
+        got = artifact.run(**feeds)
+    agree(got[graph.outputs[0]], run_reference(graph, feeds)[graph.outputs[0]], "parts")
+    assert not guarded or not got[graph.outputs[0]][5].any()
+
+
 def test_exp_over_its_whole_range() -> None:
     x = np.concatenate([np.linspace(-110, 95, 997), [-np.inf, np.inf, 0.0, 88.0, 88.7, 88.75, -87.3]])
     b = GraphBuilder("exp")
