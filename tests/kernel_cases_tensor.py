@@ -58,6 +58,7 @@ PRODUCTS: dict[str, tuple[str, Sample]] = {
     ),
     "one number as mask": ("attention", floats((2, 9, 8), (2, 13, 8), (2, 13, 8), ())),
     "keys in two parts": ("attention", floats((1, 9, 600), (1, 177, 600), (1, 177, 20), scale=0.04)),
+    "keys in equal parts": ("attention", floats((1, 9, 600), (1, 256, 600), (1, 256, 20), scale=0.04)),
     "keys in many parts, masked, few heads": (
         "attention",
         floats((2, 120, 300), (2, 330, 300), (2, 330, 410), (120, 330), scale=0.06, low=-3, high=3),

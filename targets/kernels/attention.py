@@ -60,6 +60,8 @@ class AttentionSpec:
         """(keys of a part, how many parts); the last part may be smaller."""
         most = max(8 * self.lanes, PANEL_BYTES // (4 * (self.features + self.outputs)))
         count = -(-self.keys // most)
+        # Equal parts are one piece of code.
+        count = next((c for c in range(count, 2 * count) if self.keys % (c * self.lanes) == 0), count)
         size = -(-self.keys // (count * self.lanes)) * self.lanes if count > 1 else self.keys
         return size, -(-self.keys // size)
 
