@@ -2,7 +2,8 @@
 
 Operands are joined from the left, two at a time. Of two operands, labels are batch (in both, and needed
 later), contracted (in both, not needed), or rows and columns (in one):
-[batch, rows, k] x [batch, k, columns]. Where the right operand is constant and there is no batch, the product is a `linear` layer.
+[batch, rows, k] x [batch, k, columns]. Where the right operand is constant and there is no batch, the product
+is a `linear` layer.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from .onnx_generate import GENERATE_RULES
 from .onnx_index import INDEX_RULES
 from .onnx_logic import LOGIC_RULES
 from .onnx_math import MATH_RULES
+from .onnx_microsoft import MICROSOFT_RULES
 from .onnx_nn import NN_RULES
 from .onnx_norm import NORM_RULES
 from .onnx_pad import PAD_RULES
@@ -33,6 +34,7 @@ RULES: dict[str, Rule] = {
     **RECURRENT_RULES,
     **QUANTISED_RULES,
     **QLINEAR_RULES,
+    **MICROSOFT_RULES,
     **MATH_RULES,
     **ACTIVATION_RULES,
     **REDUCE_RULES,
