@@ -13,6 +13,7 @@ from ..compiler.ir import Graph
 from .common_subexpressions import merge_common_subexpressions
 from .dead_code import remove_dead_code
 from .fold_batch_norm import fold_batch_norms
+from .fold_channel_order import fold_channel_order
 from .fold_constants import fold_constants
 from .fold_pads import fold_pads
 from .fold_scale_shift import fold_scale_and_shift
@@ -40,6 +41,7 @@ PASSES = (
     Pass("lift over blocks", lift_pointwise),
     Pass("batch norm", fold_batch_norms),
     Pass("scale and shift", fold_scale_and_shift),
+    Pass("order of channels", fold_channel_order),
     # 3. nodes into layers
     Pass("recognise activations", recognise_activations),
     Pass("recognise gelu", recognise_gelu),

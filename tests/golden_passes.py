@@ -18,6 +18,7 @@ from bitsmith.compiler.verify import verify
 from bitsmith.passes.common_subexpressions import merge_common_subexpressions
 from bitsmith.passes.dead_code import remove_dead_code
 from bitsmith.passes.fold_batch_norm import fold_batch_norms
+from bitsmith.passes.fold_channel_order import fold_channel_order
 from bitsmith.passes.fold_constants import fold_constants
 from bitsmith.passes.fold_pads import fold_pads
 from bitsmith.passes.fold_scale_shift import fold_scale_and_shift
@@ -39,6 +40,7 @@ PASSES = {
     "common_subexpressions": merge_common_subexpressions,
     "dead_code": remove_dead_code,
     "fold_batch_norm": fold_batch_norms,
+    "fold_channel_order": fold_channel_order,
     "fold_constants": fold_constants,
     "fold_pads": fold_pads,
     "fold_scale_shift": fold_scale_and_shift,

@@ -97,3 +97,20 @@ def test_it_is_one_layer_under_its_name_and_takes_the_batch_norm_and_activation_
 def test_what_cannot_be_compiled_is_refused(case, message):
     with pytest.raises(UnsupportedError, match=message):
         load_model(case.proto())
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_sub_pixel_upsampling_is_a_convolution_and_depth_to_space(rng, mode):
+    """What PixelShuffle is exported as; the order of channels goes into the weights."""
+    nodes = [
+        node("Conv", "x w b", "c", name="up", pads=[1, 1, 1, 1]),
+        node("DepthToSpace", "c", "d", blocksize=2, mode=mode),
+        node("Relu", "d"),
+    ]
+    weights = {"w": rng.standard_normal((12, 4, 3, 3)).astype(np.float32), "b": rng.random(12, np.float32)}
+    proto = model(nodes, IMAGE, weights=weights, opset=13)
+    graph = prepare(load_model(proto))
+    assert [n.op for n in graph.nodes if n.op not in ("transpose", "reshape")] == ["conv2d", "depth_to_space"]
+    x = rng.standard_normal(IMAGE["x"]).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    np.testing.assert_allclose(run_reference(graph, {"x": x})["y"], want, atol=1e-4)

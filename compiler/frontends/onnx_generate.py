@@ -98,16 +98,13 @@ def _element(c: Converter, node: OnnxNode, values: str, index: int, part: str) -
 
 
 def _depth_to_space(c: Converter, node: OnnxNode) -> Result:
-    n, channels, h, w = _shape_of(c, node)
-    b = node.get_int("blocksize", 1)
-    inner = channels // (b * b)
-    if node.get_str("mode", "DCR") == "DCR":
-        split, perm = (n, b, b, inner, h, w), (0, 3, 4, 1, 5, 2)
-    else:
-        split, perm = (n, inner, b, b, h, w), (0, 1, 4, 2, 5, 3)
-    parted = c.reshape(node, c.value(node), split, "split")
-    moved = c.emit(node, "transpose", [parted], "moved", perm=perm)
-    return c.reshape(node, moved, (n, inner, h * b, w * b))
+    """CRD counts channels first, then places in a block: they are put in the order of the operator."""
+    x, channels, b = c.value(node), _shape_of(c, node)[1], node.get_int("blocksize", 1)
+    if node.get_str("mode", "DCR") != "DCR":
+        order = np.arange(channels).reshape(-1, b * b).T.reshape(-1)
+        places = c.param(c.derived(f"{node.output}.order"), order, "order")
+        x = c.emit(node, "gather", [x, places], "ordered", axis=1)
+    return c.emit(node, "depth_to_space", [x], block=(b, b))
 
 
 def _space_to_depth(c: Converter, node: OnnxNode) -> Result:
