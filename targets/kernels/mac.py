@@ -122,8 +122,8 @@ class RowDot:
             wide = emit.unpack(first, emit.splat(0, "uint8", n), n, 16, v % 2 == 1)
             return emit.bits(wide, "int16", n // 2)
         second = emit.unpack(rows[2], rows[3], n, 16, v >= 2)
-        halves = (emit.bits(pair, "int16", n // 2) for pair in (first, second))
-        return emit.bits(emit.unpack(*halves, n // 2, 8, v % 2 == 1), "uint8", n)
+        a, b = emit.bits(first, "int16", n // 2), emit.bits(second, "int16", n // 2)
+        return emit.bits(emit.unpack(a, b, n // 2, 8, v % 2 == 1), "uint8", n)
 
     def step(self, lanes: int, acc: Any, x: Any, w: Any) -> Any:
         """acc[n] += sum over i < rows of x[rows * n + i] * w[rows * n + i]."""
