@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.artifact import ArraySpec, Artifact, Manifest, open, write_artifact
+from ..compiler.artifact import ArraySpec, Artifact, Entry, Manifest, open, write_artifact
 from ..compiler.calibrate import Ranges
 from ..compiler.errors import ArtifactError, OutputError
 from ..compiler.ir import Graph
 from ..compiler.machine import installed_versions
+from .entries import all_kernels, share_weights
 from .link import HEADER, hash64, link_library
 from .lower import lower
 from .objects import Progress, default_cache, kernel_objects
@@ -33,6 +34,7 @@ def build(
     target: Target,
     directory: Path | None = None,
     *,
+    others: Sequence[Graph] = (),
     plan: Mapping[str, Any] | None = None,
     ledger: Sequence[Mapping[str, Any]] = (),
     ranges: Ranges | None = None,
@@ -42,17 +44,19 @@ def build(
 ) -> Artifact:
     """Compile a prepared graph (after apply_plan) for a target.
 
-    The artifact lies in `directory`; without one, in a temporary place that goes with the object. `plan` and
-    `ledger` are kept in the manifest, `ranges` beside it. `weights`, the bytes of weights.bin, take the place
-    of the graph's own, and must be laid out as these. `cache` is the kernel cache (default:
-    objects.default_cache()); `progress(done, total)` counts the kernels compiled. Raises UnsupportedError,
-    TargetError, OutputError. When the target does not run here, use `write` instead.
+    `others` are the same network for other shapes: entries 1 and on of the artifact. It lies in `directory`;
+    without one, in a temporary place that goes with the object. `plan` and `ledger` are kept in the manifest,
+    `ranges` beside it. `weights`, the bytes of weights.bin, take the place of the graph's own, and must be
+    laid out as these. `cache` is the kernel cache (default: objects.default_cache()); `progress(done, total)`
+    counts the kernels compiled. Raises UnsupportedError, TargetError, OutputError. When the target does not
+    run here, use `write` instead.
     """
     place = directory or scratch_place()
     write(
         graph,
         target,
         place,
+        others=others,
         plan=plan,
         ledger=ledger,
         ranges=ranges,
@@ -73,6 +77,7 @@ def write(
     target: Target,
     directory: Path,
     *,
+    others: Sequence[Graph] = (),
     plan: Mapping[str, Any] | None = None,
     ledger: Sequence[Mapping[str, Any]] = (),
     ranges: Ranges | None = None,
@@ -81,12 +86,13 @@ def write(
     progress: Progress | None = None,
 ) -> Path:
     """`build` without opening the result, which may be for another machine."""
-    lowered = lower(graph, target)
+    parts = [lower(each, target) for each in (graph, *others)]
     cache = cache or default_cache()
-    objects = kernel_objects(lowered.kernels, target.isa, cache, progress)
-    manifest = _manifest(lowered.program, target, plan or {}, ledger)
-    data = lowered.weight_bytes() if weights is None else weights
-    return assemble(lowered.program, manifest, objects, data, directory, cache, ranges)
+    objects = kernel_objects(all_kernels(parts), target.isa, cache, progress)
+    programs, data = share_weights(parts)
+    manifest = _manifest(programs, target, plan or {}, ledger)
+    data = data if weights is None else weights
+    return assemble(programs[0], manifest, objects, data, directory, cache, ranges, programs[1:])
 
 
 def assemble(
@@ -97,12 +103,13 @@ def assemble(
     directory: Path,
     cache: Path,
     ranges: Ranges | None = None,
+    others: Sequence[Program] = (),
 ) -> Path:
     """Link the library and write the artifact. Raises TargetError, OutputError."""
     try:
         with LINKING, scratch_folder() as scratch:
             library = scratch / "model.so"
-            link_library(library, objects, program, hash64(weights), cache=cache)
+            link_library(library, objects, program, hash64(weights), others=others, cache=cache)
             kept = None if ranges is None else json.dumps(ranges.to_json()).encode()
             return write_artifact(
                 directory, manifest, library=library, weights=weights, header=HEADER, ranges=kept
@@ -114,18 +121,31 @@ def assemble(
 
 
 def _manifest(
-    program: Program, target: Target, plan: Mapping[str, Any], ledger: Sequence[Mapping[str, Any]]
+    programs: Sequence[Program],
+    target: Target,
+    plan: Mapping[str, Any],
+    ledger: Sequence[Mapping[str, Any]],
 ) -> Manifest:
+    first, *others = map(_entry, programs)
     return Manifest(
-        name=program.name,
-        inputs=tuple(ArraySpec(s.name, s.shape, s.dtype) for s in program.inputs),
-        outputs=tuple(ArraySpec(s.name, s.shape, s.dtype) for s in program.outputs),
+        name=programs[0].name,
+        inputs=first.inputs,
+        outputs=first.outputs,
         target=target.name,
-        features=program.features,
-        arena_bytes=program.arena_bytes,
+        features=programs[0].features,
+        arena_bytes=max(program.arena_bytes for program in programs),
         plan=dict(plan),
         ledger=tuple(ledger),
-        steps=tuple(None if step.work is None else step.work.to_json() for step in program.steps),
+        steps=first.steps,
+        others=tuple(others),
         versions=installed_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _entry(program: Program) -> Entry:
+    return Entry(
+        inputs=tuple(ArraySpec(s.name, s.shape, s.dtype) for s in program.inputs),
+        outputs=tuple(ArraySpec(s.name, s.shape, s.dtype) for s in program.outputs),
+        steps=tuple(None if step.work is None else step.work.to_json() for step in program.steps),
     )

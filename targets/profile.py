@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..compiler.analysis.roofline import KernelRow, Roofline, Work, kernel_row, roofline
-from ..compiler.artifact import Artifact
+from ..compiler.artifact import Artifact, Entry
 from ..compiler.artifact.manifest import WEIGHTS
 from ..compiler.database import Database
 from ..compiler.errors import ArtifactError
@@ -42,9 +42,10 @@ def artifact_roofline(
         times, outside = _timed(artifact, feed, rounds)
     finally:
         artifact.set_threads(before)
-    names = artifact.steps()
-    works = _works(artifact, len(names))
-    spread = sum(s.nbytes for s in (*artifact.inputs, *artifact.outputs))
+    at = artifact.entry_for(**feed)
+    names, entry = artifact.steps(at), artifact.entries[at]
+    works = _works(artifact, entry, len(names))
+    spread = sum(s.nbytes for s in (*entry.inputs, *entry.outputs))
     footprint = artifact.arena_bytes + artifact.manifest.files[WEIGHTS].bytes + spread
     rows: list[KernelRow] = [
         kernel_row(layer, kernel, us, work, peaks, footprint)
@@ -71,9 +72,9 @@ def _timed(artifact: Artifact, feed: Mapping[str, np.ndarray], rounds: int) -> t
     return [float(t) for t in np.median(times, axis=0)], float(np.median(calls))
 
 
-def _works(artifact: Artifact, count: int) -> list[Work | None]:
+def _works(artifact: Artifact, entry: Entry, count: int) -> list[Work | None]:
     """The work of each step; all unknown in an artifact from before it was counted."""
-    told = artifact.manifest.steps or (None,) * count
+    told = entry.steps or (None,) * count
     try:
         works = [None if work is None else Work.from_json(work) for work in told]
     except TypeError as error:

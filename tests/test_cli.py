@@ -418,17 +418,35 @@ def test_sizes_read_well(count, text):
     [
         ([], None),
         (["x=1x3x224x224", "batch=4"], {"x": (1, 3, 224, 224), "batch": 4}),
-        (["x=1,5", "y=7x"], {"x": (1, 5), "y": (7,)}),
+        (["x=1x5", "y=7x", "a=b=3"], {"x": (1, 5), "y": (7,), "a=b": 3}),
     ],
 )
 def test_shapes_are_parsed(options, shapes):
     assert data_files.parse_shapes(options) == shapes
 
 
-@pytest.mark.parametrize("option", ["x", "=3", "x=", "x=0", "x=1x-2", "x=1xx2"])
+@pytest.mark.parametrize("option", ["x", "=3", "x=", "x=0", "x=1x-2", "x=1xx2", "x=1,", "x=1,2"])
 def test_bad_shapes_are_refused(option):
     with pytest.raises(InputError, match="--shape"):
         data_files.parse_shapes([option])
+
+
+@pytest.mark.parametrize(
+    ("options", "buckets"),
+    [
+        ([], [{}]),
+        (["batch=1", "seq=32,64"], [{"batch": 1, "seq": 32}, {"batch": 1, "seq": 64}]),
+        (["h=8,16", "w=4,2"], [{"h": 8, "w": 4}, {"h": 16, "w": 2}]),
+        (["x=1x3x4,1x3x8"], [{"x": (1, 3, 4)}, {"x": (1, 3, 8)}]),
+    ],
+)
+def test_several_shapes_are_parsed(options, buckets):
+    assert data_files.parse_buckets(options) == buckets
+
+
+def test_several_shapes_go_together():
+    with pytest.raises(InputError, match="h has 2, w has 3 sizes"):
+        data_files.parse_buckets(["h=8,16", "w=4,2,1", "batch=1"])
 
 
 def test_an_option_given_twice_is_refused(home):

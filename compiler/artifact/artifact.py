@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 import weakref
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, InputError
-from .manifest import LIBRARY, MANIFEST, WEIGHTS, ArraySpec, Manifest, parse_manifest
+from .manifest import LIBRARY, MANIFEST, ArraySpec, Entry, Manifest
 from .native import MAX_THREADS, Native
-from .store import copy_artifact, sha256_file
+from .store import check_files, copy_artifact, read_manifest
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def open(path: str | os.PathLike[str], *, temporary: bool = False) -> Artifact:
     manifest = read_manifest(place)
     check_files(place, manifest, hashed=(LIBRARY,))
     native = Native(place, manifest.target)
-    if native.description != (manifest.inputs, manifest.outputs, manifest.arena_bytes):
+    entries = tuple((entry.inputs, entry.outputs) for entry in manifest.entries)
+    if native.description != (entries, manifest.arena_bytes):
         native.close()
         raise ArtifactError(
             f"{place}: model.so and manifest.json describe different models: compile it again"
@@ -59,9 +61,11 @@ class Artifact:
         self.path = path
         self.manifest = manifest
         self._native = native
-        self._signature = tuple((spec, np.dtype(spec.dtype)) for spec in manifest.inputs)
+        self._signatures = tuple(_typed(entry.inputs) for entry in manifest.entries)
         self._results = tuple(spec.name for spec in manifest.outputs)
-        self._forms = tuple((spec.shape, np.dtype(spec.dtype)) for spec in manifest.outputs)
+        self._forms = tuple(tuple((s.shape, kind) for s, kind in _typed(e.outputs)) for e in manifest.entries)
+        shapes = [tuple(spec.shape for spec in entry.inputs) for entry in manifest.entries]
+        self._by_shapes = {key: i for i, key in reversed(list(enumerate(shapes)))}
         self._release = weakref.finalize(self, _release, native, delete)
 
     @property
@@ -71,6 +75,11 @@ class Artifact:
     @property
     def outputs(self) -> tuple[ArraySpec, ...]:
         return self.manifest.outputs
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The shapes that it was compiled for; the artifact's `inputs` and `outputs` are the first's."""
+        return self.manifest.entries
 
     @property
     def plan(self) -> Mapping[str, Any]:
@@ -104,9 +113,9 @@ class Artifact:
     def run(self, /, *arrays: np.ndarray, **named: np.ndarray) -> dict[str, np.ndarray]:
         """Runs the model on its inputs, in order or by name; returns a new array for each output, by name.
 
-        Arrays need the input's exact shape. Another data type is converted when no value can change (numpy's
-        "safe" rule: float16 or uint8 to float32, but not float64); a view that the library cannot read in
-        place is copied. Raises InputError.
+        Arrays need the exact shapes of one of `entries`. Another data type is converted when no value can
+        change (numpy's "safe" rule: float16 or uint8 to float32, but not float64); a view that the library
+        cannot read in place is copied. Raises InputError.
         """
         return self._run(None, arrays, named)
 
@@ -122,20 +131,20 @@ class Artifact:
     def _run(
         self, threads: int | None, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        inputs, outputs = self._bind(arrays, named), self._fresh_outputs()
-        self._native.run(inputs, outputs, threads)
+        entry, inputs, outputs = self._bind(arrays, named)
+        self._native.run(inputs, outputs, threads, entry)
         return dict(zip(self._results, outputs, strict=True))
 
     def profile(self, /, *arrays: np.ndarray, repeats: int = 20, **named: np.ndarray) -> list[StepTime]:
         """The median time of each step over `repeats` runs, after one to warm up. Inputs as for `run`."""
         if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
             raise InputError(f"repeats must be an integer >= 1, got {repeats!r}")
-        inputs, outputs = self._bind(arrays, named), self._fresh_outputs()
-        steps = self._native.steps()
+        entry, inputs, outputs = self._bind(arrays, named)
+        steps = self._native.steps(entry)
         times = np.zeros((repeats, len(steps)), np.uint64)
-        self._native.run(inputs, outputs)
+        self._native.run(inputs, outputs, entry=entry)
         for row in times:
-            self._native.profile(inputs, outputs, row)
+            self._native.profile(inputs, outputs, row, entry)
         medians = np.median(times, axis=0)
         return [StepTime(*step, float(ns)) for step, ns in zip(steps, medians, strict=True)]
 
@@ -145,16 +154,40 @@ class Artifact:
         What is beside the steps is the call itself: looking at the inputs, making the outputs, the loop over
         the steps. Inputs as for `run`.
         """
-        times = np.zeros(len(self.steps()), np.uint64)
+        times = np.zeros(len(self.steps(self._bind(arrays, named)[0])), np.uint64)
         start = time.perf_counter_ns()
-        inputs, outputs = self._bind(arrays, named), self._fresh_outputs()
-        self._native.profile(inputs, outputs, times)
+        entry, inputs, outputs = self._bind(arrays, named)
+        self._native.profile(inputs, outputs, times, entry)
         dict(zip(self._results, outputs, strict=True))
         return time.perf_counter_ns() - start, times
 
-    def steps(self) -> tuple[tuple[str, str], ...]:
-        """(layer, kernel) of each step, in the order of a run."""
-        return self._native.steps()
+    def steps(self, entry: int = 0) -> tuple[tuple[str, str], ...]:
+        """(layer, kernel) of each step of an entry, in the order of a run."""
+        return self._native.steps(entry)
+
+    def entry_for(self, /, *arrays: np.ndarray, **named: np.ndarray) -> int:
+        """Which of `entries` a run on these inputs uses. Raises InputError when none has their shapes."""
+        return self._pick(self._in_order(arrays, named))
+
+    def padded(self, /, *arrays: np.ndarray, **named: np.ndarray) -> dict[str, np.ndarray]:
+        """Inputs by name for `run`, filled up with zeros at the end of each axis to the smallest of `entries`
+        that holds them all; as they are when one fits.
+
+        A run's outputs then have that entry's shapes, and are those of the filled inputs: right only where
+        the model is told what counts, as by an attention mask. Raises InputError when no entry is large
+        enough.
+        """
+        given = [np.asarray(array) for array in self._in_order(arrays, named)]
+        shapes = [array.shape for array in given]
+        fits = [e for e in self.entries if all(map(_holds, (s.shape for s in e.inputs), shapes))]
+        if not fits:
+            raise InputError(self._no_entry(shapes, "is large enough for"))
+        chosen = min(fits, key=lambda entry: sum(spec.nbytes for spec in entry.inputs)).inputs
+        gaps = [
+            [(0, most - size) for most, size in zip(spec.shape, array.shape, strict=True)]
+            for spec, array in zip(chosen, given, strict=True)
+        ]
+        return {s.name: np.pad(a, gap) for s, a, gap in zip(chosen, given, gaps, strict=True)}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copies the artifact to the directory `path`, which appears complete or not at all, and returns it.
@@ -177,16 +210,43 @@ class Artifact:
 
     def __repr__(self) -> str:
         ins, outs = ", ".join(map(str, self.inputs)), ", ".join(map(str, self.outputs))
-        return f"<Artifact {self.manifest.name!r} for {self.manifest.target}: {ins} -> {outs}>"
+        more = f" and {len(self.entries) - 1} more" if len(self.entries) > 1 else ""
+        return f"<Artifact {self.manifest.name!r} for {self.manifest.target}: {ins} -> {outs}{more}>"
 
-    def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """One array for each input, as the library reads it, but for its alignment."""
-        if named or len(arrays) != len(self._signature):
+    def _bind(
+        self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]
+    ) -> tuple[int, list[np.ndarray], list[np.ndarray]]:
+        """The entry, one array for each input, as the library reads it, but for its alignment, and new
+        outputs.
+        """
+        entry, signature = 0, self._signatures[0]
+        if named or len(arrays) != len(signature):
             arrays = self._in_order(arrays, named)
-        return [
+        if len(self._signatures) > 1:
+            entry = self._pick(arrays)
+            signature = self._signatures[entry]
+        inputs = [
             array if _fits(array, spec, dtype) else _converted(spec, array)
-            for (spec, dtype), array in zip(self._signature, arrays, strict=True)
+            for (spec, dtype), array in zip(signature, arrays, strict=True)
         ]
+        return entry, inputs, [np.empty(shape, dtype) for shape, dtype in self._forms[entry]]
+
+    def _pick(self, arrays: Sequence[np.ndarray]) -> int:
+        shapes = tuple(np.shape(array) for array in arrays)
+        entry = self._by_shapes.get(shapes)
+        if entry is None:
+            raise InputError(
+                f"{self._no_entry(shapes, 'has the shapes of')}\nPad the inputs to one of these (`padded` "
+                "does it with zeros; command line: --pad), or compile for their shapes too"
+            )
+        return entry
+
+    def _no_entry(self, shapes: Sequence[tuple[int, ...]], why: str) -> str:
+        told = ", ".join(f"{s.name!r} {shape}" for s, shape in zip(self.inputs, shapes, strict=True))
+        listed = "\n".join(
+            f"  entry {i}: {', '.join(map(str, e.inputs))}" for i, e in enumerate(self.entries)
+        )
+        return f"nothing that was compiled {why} the inputs {told}:\n{listed}"
 
     def _in_order(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
         names = [spec.name for spec in self.inputs]
@@ -194,8 +254,14 @@ class Artifact:
             raise InputError(f"{problem}; the model's inputs are {', '.join(map(str, self.inputs))}")
         return (*arrays, *(named[name] for name in names[len(arrays) :]))
 
-    def _fresh_outputs(self) -> list[np.ndarray]:
-        return [np.empty(shape, dtype) for shape, dtype in self._forms]
+
+def _typed(specs: Sequence[ArraySpec]) -> tuple[tuple[ArraySpec, np.dtype[Any]], ...]:
+    return tuple((spec, np.dtype(spec.dtype)) for spec in specs)
+
+
+def _holds(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """An array of shape `other` can be filled up to `shape`."""
+    return len(shape) == len(other) and all(map(operator.ge, shape, other))
 
 
 def _check_threads(threads: int) -> None:
@@ -239,44 +305,6 @@ def _converted(spec: ArraySpec, value: Any) -> np.ndarray:
             f"loss; use array.astype({spec.dtype!r}) if that is meant"
         )
     return np.ascontiguousarray(array, spec.dtype).reshape(spec.shape)
-
-
-def read_manifest(place: Path) -> Manifest:
-    """The manifest of the artifact at `place`, whatever machine it is for. Raises ArtifactError."""
-    if not place.is_dir():
-        what = "is a file" if place.exists() else "does not exist"
-        raise ArtifactError(f"{place} {what}: an artifact is the directory that `bitsmith compile` writes")
-    path = place / MANIFEST
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(
-            f"{place} is not an artifact: cannot read {path.name}: {error.strerror}"
-        ) from None
-    return parse_manifest(text, str(path))
-
-
-def check_files(place: Path, manifest: Manifest, hashed: Collection[str] = (LIBRARY, WEIGHTS)) -> None:
-    """Raises ArtifactError when library or weights are not those that the manifest describes.
-
-    Sizes are always compared, contents (by SHA-256) of the files that `hashed` names.
-    """
-    for name in (LIBRARY, WEIGHTS):
-        path, record = place / name, manifest.files[name]
-        try:
-            size = path.stat().st_size
-            matches = name not in hashed or (size == record.bytes and sha256_file(path) == record.sha256)
-        except OSError as error:
-            raise ArtifactError(f"{place} is damaged: cannot read {name}: {error.strerror}") from None
-        if size != record.bytes:
-            raise ArtifactError(
-                f"{place} is damaged: {name} has {size} bytes, not {record.bytes}: copy or compile it again"
-            )
-        if not matches:
-            raise ArtifactError(
-                f"{place} is damaged: {name} is not the file that the manifest describes (SHA-256 differs): "
-                "copy or compile it again"
-            )
 
 
 def _release(native: Native, delete: Path | None) -> None:

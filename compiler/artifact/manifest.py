@@ -14,9 +14,9 @@ import numpy as np
 from ..errors import ArtifactError
 
 FORMAT = "bitsmith-artifact"
-FORMAT_VERSION = 2
-READABLE = (1, 2)
-"""Version 1 had no `steps`."""
+FORMAT_VERSION = 3
+LACKING: Mapping[int, Mapping[str, Any]] = {1: {"steps": [], "others": []}, 2: {"others": []}, 3: {}}
+"""Versions that can be read -> what they did not say yet."""
 T = TypeVar("T")
 USUAL = ("float32", "uint8", "int8", "int32", "int64", "bool")
 LIBRARY, WEIGHTS, MANIFEST, HEADER = "model.so", "weights.bin", "manifest.json", "bitsmith.h"
@@ -49,10 +49,23 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One of the shapes that a model was compiled for. `steps` as in Manifest."""
+
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+    steps: tuple[Mapping[str, Any] | None, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What manifest.json holds besides its format version.
 
     features      CPU features that the library needs, by their names in /proc/cpuinfo
+    inputs, outputs, steps   of entry 0; `others` are the entries after it
     arena_bytes   working memory of one opened instance
     plan, ledger  JSON of compiler/plan.py and compiler/ledger.py, kept as it is
     steps         JSON of the Work (compiler/analysis/roofline.py) of each kernel call, None where it is not
@@ -72,8 +85,14 @@ class Manifest:
     ledger: tuple[Mapping[str, Any], ...]
     versions: Mapping[str, str]
     steps: tuple[Mapping[str, Any] | None, ...] = ()
+    others: tuple[Entry, ...] = ()
     created: str = ""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All shapes that it was compiled for."""
+        return (Entry(self.inputs, self.outputs, self.steps), *self.others)
 
     def to_json(self) -> str:
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -103,9 +122,9 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
             f"{where} has format version {version}, this bitsmith reads up to {FORMAT_VERSION}: "
             "upgrade bitsmith, or compile the model again with this one"
         )
-    if type(version) is not int or version not in READABLE:
+    if type(version) is not int or version not in LACKING:
         raise ArtifactError(f"{where} is damaged: format version {version!r}. Compile the model again")
-    return _Reader(where).manifest({"steps": [], **data} if version == 1 else data)
+    return _Reader(where).manifest({**LACKING[version], **data})
 
 
 @dataclass(frozen=True)
@@ -130,10 +149,22 @@ class _Reader:
             versions={
                 k: self.text(v, "versions") for k, v in self.table(data["versions"], "versions").items()
             },
-            steps=self.each(data["steps"], "steps", lambda v, at: None if v is None else self.table(v, at)),
+            steps=self.each(data["steps"], "steps", self.work),
+            others=self.each(data["others"], "others", self.entry),
             created=self.typed(data["created"], str, "created"),
             files={name: self.file(data["files"][name], f"files.{name}") for name in sorted(files)},
         )
+
+    def entry(self, data: Any, path: str) -> Entry:
+        self.same_names(self.table(data, path), {"inputs", "outputs", "steps"}, path)
+        return Entry(
+            inputs=self.each(data["inputs"], f"{path}.inputs", self.spec),
+            outputs=self.each(data["outputs"], f"{path}.outputs", self.spec),
+            steps=self.each(data["steps"], f"{path}.steps", self.work),
+        )
+
+    def work(self, data: Any, path: str) -> Mapping[str, Any] | None:
+        return None if data is None else self.table(data, path)
 
     def spec(self, data: Any, path: str) -> ArraySpec:
         self.same_names(self.table(data, path), {"name", "shape", "dtype"}, path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,8 @@ ABI_VERSION = 1
 ALIGNMENT = 16  # of inputs and outputs, in bytes
 MAX_THREADS = 256
 _BAD_ARGUMENT, _BAD_CPU = 1, 3
+Signature = tuple[type | None, tuple[type, ...]]
+"""Result and arguments of a C function."""
 
 
 class _Tensor(ctypes.Structure):
@@ -41,8 +45,9 @@ class Native:
         self._model = ctypes.c_void_p()
         try:
             self._library = ctypes.CDLL(_unique_spelling(directory / LIBRARY), mode=ctypes.RTLD_LOCAL)
-            _declare(self._library)
+            _declare(self._library, _signatures())
             self._run_threads = _run_threads(self._library)
+            self._entries = _entry_count(self._library)
         except (OSError, AttributeError) as error:
             raise ArtifactError(
                 f"{directory / LIBRARY} does not load: {error}. It was compiled for target {target!r}; "
@@ -56,14 +61,15 @@ class Native:
             if code == _BAD_CPU:
                 remedy = f"it was compiled for target {target!r}; compile it for this machine: --target host"
             raise ArtifactError(f"{directory}: {message}; {remedy}")
-        self.description = (self._specs("input"), self._specs("output"), self._library.bitsmith_arena_bytes())
+        entries = [(self._specs("input", e), self._specs("output", e)) for e in range(self._entries)]
+        self.description = (tuple(entries), self._library.bitsmith_arena_bytes())
 
-    def steps(self) -> tuple[tuple[str, str], ...]:
-        """(layer, kernel) of each step, in order."""
+    def steps(self, entry: int = 0) -> tuple[tuple[str, str], ...]:
+        """(layer, kernel) of each step of an entry, in order."""
         with self._lock:
             self._opened()
-            count = self._library.bitsmith_step_count()
-            layer, kernel = self._library.bitsmith_step_layer, self._library.bitsmith_step_kernel
+            count = self._of_entry("step_count", entry)
+            layer, kernel = (partial(self._of_entry, f"step_{what}", entry) for what in ("layer", "kernel"))
             return tuple((layer(i).decode(), kernel(i).decode()) for i in range(count))
 
     @property
@@ -76,15 +82,22 @@ class Native:
             self._check(self._library.bitsmith_set_threads(self._opened(), threads))
 
     def run(
-        self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], threads: int | None = None
+        self,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        threads: int | None = None,
+        entry: int = 0,
     ) -> None:
-        """Fills `outputs`. Arrays are contiguous, of the model's types and shapes, outputs aligned; inputs
+        """Fills `outputs`. Arrays are contiguous, of the entry's types and shapes, outputs aligned; inputs
         that are not are copied. `threads` is for this call; None: as many as `set_threads` said.
         """
         readable, given = _aligned(inputs)
         made = _pointers(_addresses(outputs))
         with self._lock:
-            if threads is None:
+            if entry:
+                run = self._library.bitsmith_run_entry
+                self._check(run(self._opened(), entry, given, made, threads or 0))
+            elif threads is None:
                 self._check(self._library.bitsmith_run(self._opened(), given, made))
             else:
                 self._check(self._of_call()(self._opened(), given, made, threads))
@@ -100,14 +113,22 @@ class Native:
         return self._run_threads
 
     def profile(
-        self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], step_ns: np.ndarray
+        self,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        step_ns: np.ndarray,
+        entry: int = 0,
     ) -> None:
         """The same, and writes nanoseconds of each step to `step_ns`, uint64[steps]."""
         readable, given = _aligned(inputs)
         made = _pointers(_addresses(outputs))
         with self._lock:
             times = ctypes.c_void_p(step_ns.ctypes.data)
-            self._check(self._library.bitsmith_profile(self._opened(), given, made, times))
+            if entry:
+                profile = self._library.bitsmith_profile_entry
+                self._check(profile(self._opened(), entry, given, made, times))
+            else:
+                self._check(self._library.bitsmith_profile(self._opened(), given, made, times))
         del readable
 
     def close(self) -> None:
@@ -129,9 +150,15 @@ class Native:
     def _message(self) -> str:
         return str(self._library.bitsmith_last_error().decode(errors="replace"))
 
-    def _specs(self, kind: str) -> tuple[ArraySpec, ...]:
+    def _of_entry(self, what: str, entry: int, *arguments: int) -> Any:
+        """A function about entries; libraries from before there were any have those about the only one."""
+        if entry:
+            return getattr(self._library, f"bitsmith_entry_{what}")(entry, *arguments)
+        return getattr(self._library, f"bitsmith_{what}")(*arguments)
+
+    def _specs(self, kind: str, entry: int) -> tuple[ArraySpec, ...]:
         count = getattr(self._library, f"bitsmith_{kind}_count")()
-        tensors = [getattr(self._library, f"bitsmith_{kind}")(i).contents for i in range(count)]
+        tensors = [self._of_entry(kind, entry, i).contents for i in range(count)]
         return tuple(ArraySpec(t.name.decode(), tuple(t.shape[: t.rank]), t.dtype.decode()) for t in tensors)
 
     def _unload(self) -> None:
@@ -176,9 +203,30 @@ def _run_threads(library: ctypes.CDLL) -> Callable[..., int] | None:
     return function
 
 
-def _declare(library: ctypes.CDLL) -> None:
+def _entry_count(library: ctypes.CDLL) -> int:
+    """How many entries it has, whose functions are declared; 1 in libraries from before there were any."""
+    if getattr(library, "bitsmith_entry_count", None) is None:
+        return 1
+    text, pointer, number = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32
+    _declare(
+        library,
+        {
+            "entry_count": (number, ()),
+            "entry_input": (ctypes.POINTER(_Tensor), (number, number)),
+            "entry_output": (ctypes.POINTER(_Tensor), (number, number)),
+            "entry_step_count": (number, (number,)),
+            "entry_step_layer": (text, (number, number)),
+            "entry_step_kernel": (text, (number, number)),
+            "run_entry": (number, (pointer, number, pointer, pointer, number)),
+            "profile_entry": (number, (pointer, number, pointer, pointer, pointer)),
+        },
+    )
+    return int(library.bitsmith_entry_count())
+
+
+def _signatures() -> dict[str, Signature]:
     text, pointer, number, size = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64
-    signatures: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    return {
         "open": (number, (number, text, pointer)),
         "close": (None, (pointer,)),
         "set_threads": (number, (pointer, number)),
@@ -195,6 +243,9 @@ def _declare(library: ctypes.CDLL) -> None:
         "step_layer": (text, (number,)),
         "step_kernel": (text, (number,)),
     }
+
+
+def _declare(library: ctypes.CDLL, signatures: Mapping[str, Signature]) -> None:
     for name, (result, arguments) in signatures.items():
         function = getattr(library, f"bitsmith_{name}")
         function.restype, function.argtypes = result, arguments

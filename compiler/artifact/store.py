@@ -1,11 +1,13 @@
-"""Writing an artifact's directory: made beside its place, then moved there, so it is complete or absent."""
+"""An artifact's directory: written beside its place, then moved there, so that it is complete or absent; and
+checked when it is read.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, OutputError
-from .manifest import FORMAT, HEADER, LIBRARY, MANIFEST, RANGES, WEIGHTS, FileRecord, Manifest
+from .manifest import (
+    FORMAT,
+    HEADER,
+    LIBRARY,
+    MANIFEST,
+    RANGES,
+    WEIGHTS,
+    FileRecord,
+    Manifest,
+    parse_manifest,
+)
 
 Content = bytes | memoryview | np.ndarray | Path
 _OURS = {LIBRARY, WEIGHTS, MANIFEST, HEADER, RANGES}
@@ -70,6 +82,44 @@ def read_ranges(place: Path) -> Any | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{place} is damaged: {RANGES}: {error}. Compile the model again") from None
+
+
+def read_manifest(place: Path) -> Manifest:
+    """The manifest of the artifact at `place`, whatever machine it is for. Raises ArtifactError."""
+    if not place.is_dir():
+        what = "is a file" if place.exists() else "does not exist"
+        raise ArtifactError(f"{place} {what}: an artifact is the directory that `bitsmith compile` writes")
+    path = place / MANIFEST
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{place} is not an artifact: cannot read {path.name}: {error.strerror}"
+        ) from None
+    return parse_manifest(text, str(path))
+
+
+def check_files(place: Path, manifest: Manifest, hashed: Collection[str] = (LIBRARY, WEIGHTS)) -> None:
+    """Raises ArtifactError when library or weights are not those that the manifest describes.
+
+    Sizes are always compared, contents (by SHA-256) of the files that `hashed` names.
+    """
+    for name in (LIBRARY, WEIGHTS):
+        path, record = place / name, manifest.files[name]
+        try:
+            size = path.stat().st_size
+            matches = name not in hashed or (size == record.bytes and sha256_file(path) == record.sha256)
+        except OSError as error:
+            raise ArtifactError(f"{place} is damaged: cannot read {name}: {error.strerror}") from None
+        if size != record.bytes:
+            raise ArtifactError(
+                f"{place} is damaged: {name} has {size} bytes, not {record.bytes}: copy or compile it again"
+            )
+        if not matches:
+            raise ArtifactError(
+                f"{place} is damaged: {name} is not the file that the manifest describes (SHA-256 differs): "
+                "copy or compile it again"
+            )
 
 
 def sha256_file(path: Path) -> str:

@@ -9,6 +9,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitsmith compile model.onnx -o float.bitsmith",
         "bitsmith compile model.onnx -o small.bitsmith --uniform int8 --calibration samples.npy",
         "bitsmith compile model.onnx -o best.bitsmith --plan plan.json --calibration samples.npy",
+        "bitsmith compile text.onnx -o text.bitsmith --shape batch=1 --shape seq=32,64,128",
     ),
     "search": (
         "bitsmith search model.onnx -o found --calibration samples.npy --constraint 'agreement>=0.98'",
@@ -18,6 +19,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitsmith run model.bitsmith picture.npy",
         "bitsmith run model.bitsmith --input image=picture.npy -o outputs.npz",
         "bitsmith run model.bitsmith --random --json",
+        "bitsmith run text.bitsmith --input ids=ids.npy --input mask=mask.npy --pad",
     ),
     "bench": (
         "bitsmith bench best.bitsmith --against onnxruntime --model model.onnx --threads 1,2",

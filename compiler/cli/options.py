@@ -63,6 +63,16 @@ Shapes = Annotated[
         help="Fix an input (image=1x3x224x224) or a named dimension (batch=1). Repeatable.",
     ),
 ]
+Buckets = Annotated[
+    list[str] | None,
+    Option(
+        "--shape",
+        metavar="NAME=SIZES",
+        help="Fix an input (image=1x3x224x224) or a named dimension (batch=1). Repeatable. Several sizes "
+        "(seq=32,64,128) go into one artifact, and a run takes those that fit its inputs; of several names "
+        "the k-th sizes go together. --calibration is for the first.",
+    ),
+]
 Calibration = Annotated[
     Path | None,
     Option("--calibration", "-c", metavar="DATA", help=f"Sample inputs, for int8's ranges: {ABOUT_DATA}."),
@@ -114,6 +124,10 @@ InputFiles = Annotated[
 Inputs = Annotated[
     list[str] | None,
     Option("--input", "-i", metavar="NAME=FILE", help="An input: image=picture.npy. Repeatable."),
+]
+Pad = Annotated[
+    bool,
+    Option("--pad", help="Fill inputs up with zeros to the smallest compiled shapes that hold them."),
 ]
 Random = Annotated[bool, Option("--random", help="Random inputs instead.")]
 Against = Annotated[

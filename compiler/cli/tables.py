@@ -82,8 +82,19 @@ def _artifact(info: ArtifactInfo) -> Iterable[RenderableType]:
             ("made", f"{info.created} with bitsmith {info.versions.get('bitsmith', '?')}"),
         )
     )
+    if len(info.entries) > 1:
+        yield entries(info)
     if info.ledger:
         yield ledger(info.ledger)
+
+
+def entries(info: ArtifactInfo) -> Table:
+    """The shapes that an artifact was compiled for."""
+    made = table("", ">entry", "inputs", "outputs")
+    for i, entry in enumerate(info.entries):
+        shown = (", ".join(map(str, specs)) for specs in (entry.inputs, entry.outputs))
+        made.add_row(str(i), *map(escape, shown))
+    return made
 
 
 def ledger(rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -130,9 +141,11 @@ def compiled(info: ArtifactInfo, measured: Measurement | None) -> Iterable[Rende
             ("layers", f"{choices.count('int8')} int8, {choices.count('float32')} float32"),
             ("size on disk", size(info.size_bytes)),
             ("memory", memory),
-            ("latency", time),
+            ("latency", f"{time}, entry 0" if len(info.entries) > 1 else time),
         )
     )
+    if len(info.entries) > 1:
+        yield entries(info)
 
 
 def spread(latency: Latency) -> str:
@@ -180,6 +193,15 @@ def _shown(value: float | None, form: Callable[[float], str]) -> str:
     return "-" if value is None else form(value)
 
 
+def told_entry(used: Mapping[str, Any]) -> Iterable[str]:
+    """Lines about what `feeds.entry_used` says: which shapes a run was for, where there is a choice."""
+    if used["entries"] > 1:
+        shapes = ", ".join(f"{name} {dims(shape)}" for name, shape in used["shapes"].items())
+        yield escape(f"entry {used['entry']} of {used['entries']}: {shapes}")
+    for name, shape in used["padded"].items():
+        yield escape(f"padded with zeros: {name} {dims(shape)} to {dims(used['shapes'][name])}")
+
+
 def outputs(results: Mapping[str, np.ndarray], out: Path | None) -> tuple[dict[str, Any], Table]:
     """JSON data and the table: what each output is, and where its largest values are."""
     made = table("", "output", "type", "largest values (index: value)")
@@ -216,6 +238,8 @@ def benched(report: BenchReport) -> Iterable[RenderableType]:
     yield rows
     rounds = f"{report.rows[0].latency.n} rounds in turns, {report.inputs} inputs"
     yield f"{rounds}, on {escape(report.machine.cpu)}"
+    for name, entry in report.entries.items():
+        yield f"entry {entry} of {escape(name)}"
     for name, roofline in report.profiles.items():
         yield from kernels(name, roofline)
 

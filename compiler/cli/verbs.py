@@ -50,15 +50,16 @@ def compile(
     uniform: o.UniformChoice = None,
     calibration: o.Calibration = None,
     target: o.Target = "host",
-    shape: o.Shapes = None,
+    shape: o.Buckets = None,
     threads: o.Threads = 1,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Compile a model to an artifact, by a plan or uniformly."""
+    """Compile a model to an artifact, by a plan or uniformly; for several shapes, if given."""
     from .. import pipeline
-    from ..pipeline.data_files import parse_shapes, read_samples
+    from ..pipeline.buckets import one_or_more
+    from ..pipeline.data_files import parse_buckets, read_samples
     from ..plan import Plan
     from .tables import compiled
 
@@ -67,19 +68,19 @@ def compile(
     said = Output(as_json, quiet)
     pipeline.check_replaceable(out)
     samples = None if calibration is None else read_samples(calibration)
-    graph = pipeline.load(model, shapes=parse_shapes(shape or ()))
-    chosen = plan if uniform is None else Plan.uniform(graph, uniform.value)
+    graphs = one_or_more(pipeline.load(model, shapes=parse_buckets(shape or ())))
+    chosen = plan if uniform is None else Plan.uniform(graphs[0], uniform.value)
     measured = None
     with said.progress() as progress:
         if pipeline.runs_here(target):
             with pipeline.compile(
-                graph, target=target, plan=chosen, calibration=samples, threads=threads, progress=progress
+                graphs, target=target, plan=chosen, calibration=samples, threads=threads, progress=progress
             ) as made:
                 made.save(out)
                 measured = pipeline.measure(made, threads=threads, seconds=MEASURE_SECONDS)
         else:
             pipeline.cross_compile(
-                graph, out, target=target, plan=chosen, calibration=samples, progress=progress
+                graphs, out, target=target, plan=chosen, calibration=samples, progress=progress
             )
     info = pipeline.inspect(out)
     said.emit({"artifact": info, "measured": measured}, *compiled(info, measured))
@@ -142,6 +143,7 @@ def run(
     files: o.InputFiles = None,
     values: o.Inputs = None,
     random: o.Random = False,
+    pad: o.Pad = False,
     seed: o.Seed = 0,
     out: o.ArraysOut = None,
     threads: o.Threads = 1,
@@ -152,8 +154,8 @@ def run(
     """Run an artifact once on arrays from files, and show or store its outputs."""
     from .. import pipeline
     from ..pipeline.data_files import read_array, read_named, write_arrays
-    from ..pipeline.feeds import random_feed, signature
-    from .tables import outputs
+    from ..pipeline.feeds import entry_used, random_feed, signature
+    from .tables import outputs, told_entry
 
     if bool(files or values) == random:
         raise InputError("give a .npy file for each input, in order or as --input name=file.npy, or --random")
@@ -161,11 +163,16 @@ def run(
     with pipeline.open(artifact) as opened:
         opened.set_threads(threads)
         feed = random_feed(signature(opened).inputs, seed) if random else read_named(values or ())
-        results = pipeline.run(opened, *map(read_array, files or ()), **feed)
+        arrays = [read_array(file) for file in files or ()]
+        given = {spec.name: array for spec, array in zip(opened.inputs, arrays, strict=False)} | feed
+        if pad:
+            arrays, feed = [], opened.padded(*arrays, **feed)
+        results = pipeline.run(opened, *arrays, **feed)
+        used = entry_used(opened, {**given, **feed}, given)
     if out is not None:
         write_arrays(out, results)
     data, shown = outputs(results, out)
-    said.emit(data, shown)
+    said.emit({**data, **used}, *told_entry(used), shown)
 
 
 def bench(

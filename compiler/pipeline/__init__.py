@@ -1,6 +1,7 @@
 """The library functions: what `bitsmith.load`, `compile`, `search`... are, and what the command line calls.
 
 models.py        load, compile and cross_compile
+buckets.py       one model for several shapes
 ledger_rows.py   the ledger of a compiled model
 searching.py     search and report
 measuring.py     run and measure

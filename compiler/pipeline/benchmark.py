@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from ..database import Database
 from ..errors import InputError
 from ..machine import Machine, this_machine
 from ..measure import Latency, measure_latency
-from ..samples import Samples, iterate
-from .feeds import random_feed, signature
+from ..samples import Samples
+from .feeds import random_feed, sample_feeds, signature
 from .measuring import PathLike
 from .models import compile, load
 from .onnx_peer import OnnxPeer
@@ -45,6 +45,7 @@ class BenchReport:
     baseline  the name that ratios compare with
     inputs    "random" or "given"
     profiles  of each artifact, one thread, every kernel beside the machine's limits, when that was asked for
+    entries   of each artifact with several, the one that was timed
     """
 
     baseline: str
@@ -52,6 +53,7 @@ class BenchReport:
     inputs: str
     machine: Machine
     profiles: Mapping[str, Roofline]
+    entries: Mapping[str, int] = field(default_factory=dict)
 
 
 def bench(
@@ -73,7 +75,8 @@ def bench(
     against    what to compare with: "onnxruntime" (needs `model`, the .onnx file) or paths of artifacts; the
                first one is
                the baseline of the ratios, without any it is the first artifact
-    inputs     sample inputs; random ones when None
+    inputs     sample inputs, for the first entry of `artifacts[0]` that they fit; random ones for its entry 0
+               when None
     threads    numbers of threads, measured one after the other
     repeats    rounds for each number of threads; `seconds` stops a number earlier
     profile    add the time of every kernel of the artifacts, and how far it is from the machine's limit; the
@@ -94,13 +97,12 @@ def bench(
         subjects = _opened([*peers, *own], shapes, stack)
         ours = {name: a for name, a in subjects.items() if a is not None}
         shown = ours[_name_of(own[0])]
-        feeds = (
-            [random_feed(signature(shown).inputs)] if inputs is None else iterate(signature(shown), inputs)
-        )
+        feeds = [random_feed(signature(shown).inputs)] if inputs is None else sample_feeds(shown, inputs)
         rows = [row for n in threads for row in _rounds(n, subjects, model, feeds, repeats, seconds)]
         profiles = {_name_of(a): _profile(ours[_name_of(a)], feeds[0]) for a in own if profile}
         given = "random" if inputs is None else "given"
-        return BenchReport(rows[0].name, tuple(rows), given, this_machine(), profiles)
+        used = {name: a.entry_for(**feeds[0]) for name, a in ours.items() if len(a.entries) > 1}
+        return BenchReport(rows[0].name, tuple(rows), given, this_machine(), profiles, used)
 
 
 def _listed(given: Artifact | PathLike | Iterable[Artifact | PathLike]) -> list[Artifact | PathLike]:

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..files import whole_file
 
 FileSamples = np.ndarray | dict[str, np.ndarray] | list[np.ndarray | dict[str, np.ndarray]]
+Sizes = dict[str, int | tuple[int, ...]]
 ARRAY_SUFFIXES = (".npy", ".npz")
 
 
@@ -91,23 +92,48 @@ def read_named(options: Sequence[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def parse_shapes(options: Sequence[str]) -> dict[str, tuple[int, ...] | int] | None:
+def parse_shapes(options: Sequence[str]) -> Sizes | None:
     """`input=1x3x224x224` and `dimension=1` options -> the `shapes` of `load`; None when there are none."""
-    shapes: dict[str, tuple[int, ...] | int] = {}
+    found = parse_buckets(options)
+    if len(found) > 1:
+        raise InputError(
+            "--shape with several sizes compiles them into one artifact: only `bitsmith compile` takes that. "
+            "Give one size here"
+        )
+    return found[0] or None
+
+
+def parse_buckets(options: Sequence[str]) -> list[Sizes]:
+    """`seq=32,64,128` options -> the `shapes` of `load` for each: the k-th sizes of all names go together; a
+    name with one size has it in all.
+    """
+    columns: dict[str, list[int | tuple[int, ...]]] = {}
     for option in options:
-        name, text = split_option(option, "--shape", "image=1x3x224x224 or batch=1")
-        if name in shapes:
-            raise InputError(f"--shape {name}: given twice")
-        try:
-            numbers = tuple(int(part) for part in text.lower().replace(",", "x").rstrip("x").split("x"))
-        except ValueError:
-            raise InputError(
-                f"--shape {option}: expected numbers with x between, such as 1x3x224x224"
-            ) from None
-        if any(n < 1 for n in numbers):
-            raise InputError(f"--shape {option}: every dimension must be at least 1")
-        shapes[name] = numbers if "x" in text.lower() or "," in text else numbers[0]
-    return shapes or None
+        name, text = split_option(option, "--shape", "image=1x3x224x224 or batch=1", last=True)
+        if name in columns:
+            raise InputError(f"--shape {name}: given twice (several sizes go into one: {name}=32,64)")
+        columns[name] = [_one_size(option, part) for part in text.split(",")]
+    several = {name: len(sizes) for name, sizes in columns.items() if len(sizes) > 1}
+    if len(set(several.values())) > 1:
+        told = ", ".join(f"{name} has {n}" for name, n in several.items())
+        raise InputError(
+            f"--shape: {told} sizes: the first of each go together, then the second: give as many of each"
+        )
+    count = max(several.values(), default=1)
+    return [{name: sizes[k % len(sizes)] for name, sizes in columns.items()} for k in range(count)]
+
+
+def _one_size(option: str, text: str) -> int | tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.lower().removesuffix("x").split("x"))
+    except ValueError:
+        raise InputError(
+            f"--shape {option}: expected numbers with x between, such as 1x3x224x224 (a comma goes between "
+            "several such: 1x3x224x224,1x3x320x320)"
+        ) from None
+    if any(n < 1 for n in numbers):
+        raise InputError(f"--shape {option}: every dimension must be at least 1")
+    return numbers if "x" in text.lower() else numbers[0]
 
 
 def parse_threads(text: str) -> tuple[int, ...]:
@@ -121,8 +147,9 @@ def parse_threads(text: str) -> tuple[int, ...]:
     return counts
 
 
-def split_option(option: str, flag: str, example: str) -> tuple[str, str]:
-    name, equals, value = option.partition("=")
+def split_option(option: str, flag: str, example: str, *, last: bool = False) -> tuple[str, str]:
+    """Name and value of `name=value`; with `last` the name may have `=` in it, else the value."""
+    name, equals, value = option.rpartition("=") if last else option.partition("=")
     if not (name and equals and value):
         raise InputError(f"{flag} {option}: expected name=value, such as {example}")
     return name, value

@@ -59,8 +59,9 @@ def expose_artifact(graph: Graph, artifact: Artifact, progress: Callable[[int, i
     ranges = _ranges_of(artifact, plan)
     chip = resolve(artifact.manifest.target)
     planned = apply_plan(prepared, plan, ranges, pair_bound=chip.pair_bound)
-    weights = np.fromfile(artifact.path / WEIGHTS, np.uint8)
     lowered = lower(planned, chip)
+    # Of an artifact with several entries the first: its weights come first, as they lie without others.
+    weights = np.fromfile(artifact.path / WEIGHTS, np.uint8, count=lowered.program.weights_bytes)
     _check_steps(artifact, lowered, len(weights))
     changed = _changed(artifact, lowered, weights)
     twin = build(expose(planned), chip, weights=weights, progress=progress)

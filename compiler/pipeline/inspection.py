@@ -59,13 +59,25 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class EntryInfo:
+    """One of the shapes that an artifact was compiled for."""
+
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+
+
+@dataclass(frozen=True)
 class ArtifactInfo:
-    """What an artifact's manifest says, and its size. `ledger` and `plan` as in manifest.json."""
+    """What an artifact's manifest says, and its size. `ledger` and `plan` as in manifest.json.
+
+    entries   the shapes that it was compiled for; `inputs` and `outputs` are those of the first
+    """
 
     name: str
     path: str
     inputs: tuple[ArraySpec, ...]
     outputs: tuple[ArraySpec, ...]
+    entries: tuple[EntryInfo, ...]
     target: str
     features: tuple[str, ...]
     size_bytes: int
@@ -168,6 +180,7 @@ def _artifact_info(path: Path, m: Manifest) -> ArtifactInfo:
         path=str(path),
         inputs=m.inputs,
         outputs=m.outputs,
+        entries=tuple(EntryInfo(e.inputs, e.outputs) for e in m.entries),
         target=m.target,
         features=m.features,
         size_bytes=sum(record.bytes for record in m.files.values()) + (path / MANIFEST).stat().st_size,

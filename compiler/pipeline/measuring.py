@@ -14,14 +14,15 @@ from ..artifact import Artifact, open
 from ..errors import InputError
 from ..ir import Graph
 from ..measure import Latency, Memory, Quality, measure_latency, measure_memory, quality
-from ..samples import Samples, iterate
-from .feeds import random_feed, signature
+from ..samples import Samples
+from .feeds import random_feed, sample_feeds, signature
 
 PathLike = str | os.PathLike[str]
 
 
 def run(artifact: Artifact | PathLike, /, *arrays: np.ndarray, **named: np.ndarray) -> dict[str, np.ndarray]:
-    """The outputs by name of one run. Inputs in order or by name, with the exact shapes of `Artifact.inputs`.
+    """The outputs by name of one run. Inputs in order or by name, with the exact shapes of one of
+    `Artifact.entries`.
 
     Opens and closes the artifact when given its path. Raises ArtifactError, InputError.
     """
@@ -56,7 +57,8 @@ def measure(
 
     reference  the float model that quality compares with: an artifact, or the graph (run by the slow
                reference executor)
-    evaluate   sample inputs to judge on; needs `reference`
+    evaluate   sample inputs to judge on; needs `reference`. Without them the first entry is timed, with
+               them the first that they fit
     labels     class numbers of the samples, for accuracy
     threads    threads of a run
     repeats    timed runs; `seconds` stops earlier
@@ -68,7 +70,7 @@ def measure(
     with ExitStack() as stack:
         subject = artifact if isinstance(artifact, Artifact) else stack.enter_context(open(artifact))
         feeds = (
-            iterate(signature(subject), evaluate)
+            sample_feeds(subject, evaluate)
             if evaluate is not None
             else [random_feed(signature(subject).inputs)]
         )

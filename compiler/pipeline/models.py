@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ..ir import Graph
 from ..ledger import LedgerRow
 from ..plan import Plan
 from ..samples import Samples, iterate
+from .buckets import check_alike, one_or_more, share_params
 from .feeds import random_feed
 from .ledger_rows import layer_times, rows_of
 
@@ -26,24 +27,40 @@ if TYPE_CHECKING:
     from ..calibrate import Ranges
 
 PathLike = str | os.PathLike[str]
+Shapes: TypeAlias = "Mapping[str, int | Sequence[int]]"
 PlanLike: TypeAlias = "Plan | Candidate | PathLike"
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`."""
 PROFILE_REPEATS = 20
 
 
+@overload
 def load(
     source: Any,
     *,
-    shapes: Mapping[str, int | Sequence[int]] | None = None,
+    shapes: Shapes | None = None,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     constants: Mapping[str, Any] | None = None,
-) -> Graph:
+) -> Graph: ...
+@overload
+def load(
+    source: Any,
+    *,
+    shapes: Sequence[Shapes],
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> tuple[Graph, ...]: ...
+def load(
+    source: Any,
+    *,
+    shapes: Shapes | Sequence[Shapes] | None = None,
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> Graph | tuple[Graph, ...]:
     """The graph of an ONNX file, an `onnx.ModelProto` or a `torch.nn.Module`, with static shapes.
 
     shapes  sizes that the model leaves open: `{"image": (1, 3, 224, 224)}` for a whole input, `{"batch": 1}`
-            for a named
-            dimension
+            for a named dimension; or a list of such: a graph for each, to `compile` into one artifact
     inputs  example inputs, in order or by name: what a torch module is traced with
     constants
             values of inputs of an ONNX model that are the same in every run, such as the target of a Reshape:
@@ -53,11 +70,16 @@ def load(
     """
     from ..frontends import load_model
 
-    return load_model(source, shapes=shapes, inputs=inputs, constants=constants)
+    if shapes is None or isinstance(shapes, Mapping):
+        return load_model(source, shapes=shapes, inputs=inputs, constants=constants)
+    if not shapes:
+        raise InputError("shapes is an empty list: give the sizes of each graph")
+    graphs = (load_model(source, shapes=one, inputs=inputs, constants=constants) for one in shapes)
+    return share_params(graphs)
 
 
 def compile(
-    graph: Graph,
+    graph: Graph | Sequence[Graph],
     *,
     target: str = "host",
     plan: PlanLike | None = None,
@@ -67,18 +89,19 @@ def compile(
 ) -> Artifact:
     """The compiled model, opened, in a temporary directory: `Artifact.save` keeps it.
 
+    graph        or several of one model for different shapes (`load` with a list): the artifact has an entry
+                 for each, on the same weights, and a run takes the one whose shapes its inputs have
     target       what to compile for; "host" is this machine, `targets()` lists the rest
     plan         what each layer becomes: a Plan, a plan file, or a search's candidate (`result.best`);
                  None leaves every layer float32
-    calibration  sample inputs (compiler/samples.py says in which forms); needed when the plan has int8 layers
+    calibration  sample inputs (compiler/samples.py says in which forms); needed when the plan has int8
+                 layers. Of several graphs the first is calibrated, and its ranges serve all
     threads      threads of a run (1 when None); a compiled model runs with any number, `Artifact.set_threads`
                  changes it
 
-    The same graph, plan, calibration and target give the same library and weights. The ledger's times come
-    from one
-    profile, one thread. Raises PlanError, InputError, TargetError (among others for a target that this
-    machine cannot
-    run: `cross_compile` is for those), UnsupportedError.
+    The same graph, plan, calibration and target give the same library and weights. The ledger is that of the
+    first graph; its times come from one profile, one thread. Raises PlanError, InputError, TargetError (among
+    others for a target that this machine cannot run: `cross_compile` is for those), UnsupportedError.
     """
     from ...targets.build import build
     from ...targets.target import resolve
@@ -90,17 +113,18 @@ def compile(
             f"{chip.name} -o DIR` write it without opening it"
         )
     report = progress or _silent
-    planned, chosen, ranges = _planned(graph, plan, calibration, report, chip)
+    graphs = one_or_more(graph)
+    (planned, *others), chosen, ranges = _planned(graphs, plan, calibration, report, chip)
     stage = _stage(report, "compiling kernels")
-    artifact = build(planned, chip, plan=chosen.to_json(), ranges=ranges, progress=stage)
-    times = layer_times(artifact, _first_feed(graph, calibration), PROFILE_REPEATS)
+    artifact = build(planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage)
+    times = layer_times(artifact, _first_feed(graphs[0], calibration), PROFILE_REPEATS)
     artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan)))
     artifact.set_threads(1 if threads is None else threads)
     return artifact
 
 
 def cross_compile(
-    graph: Graph,
+    graph: Graph | Sequence[Graph],
     out: PathLike,
     *,
     target: str,
@@ -118,11 +142,18 @@ def cross_compile(
 
     chip = resolve(target)
     report = progress or _silent
-    planned, chosen, ranges = _planned(graph, plan, calibration, report, chip)
+    (planned, *others), chosen, ranges = _planned(one_or_more(graph), plan, calibration, report, chip)
     ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan))]
     stage = _stage(report, "compiling kernels")
     return write(
-        planned, chip, Path(out), plan=chosen.to_json(), ledger=ledger, ranges=ranges, progress=stage
+        planned,
+        chip,
+        Path(out),
+        others=others,
+        plan=chosen.to_json(),
+        ledger=ledger,
+        ranges=ranges,
+        progress=stage,
     )
 
 
@@ -135,21 +166,23 @@ def _stage(report: Progress, name: str) -> Callable[[int, int], None]:
 
 
 def _planned(
-    graph: Graph,
+    graphs: Sequence[Graph],
     plan: PlanLike | None,
     calibration: Samples | None,
     report: Progress,
     chip: Target,
-) -> tuple[Graph, Plan, Ranges | None]:
-    """The graph as the plan makes it for the chip, the plan, and the ranges that an artifact of it keeps."""
+) -> tuple[list[Graph], Plan, Ranges | None]:
+    """The graphs as the plan makes them for the chip, the plan, and the ranges that an artifact keeps."""
     from ...passes.apply_plan import apply_plan
     from ...passes.prepare import prepare
 
-    prepared = prepare(graph)
-    chosen = _plan_of(plan, prepared)
-    ranges = _ranges(prepared, chosen, calibration, report)
+    prepared = [prepare(graph) for graph in graphs]
+    check_alike(prepared)
+    chosen = _plan_of(plan, prepared[0])
+    ranges = _ranges(prepared[0], chosen, calibration, report)
     kept = None if ranges is None else ranges.for_plan(chosen)
-    return apply_plan(prepared, chosen, ranges, pair_bound=chip.pair_bound), chosen, kept
+    planned = [apply_plan(graph, chosen, ranges, pair_bound=chip.pair_bound) for graph in prepared]
+    return planned, chosen, kept
 
 
 def _plan_of(plan: PlanLike | None, prepared: Graph) -> Plan:
