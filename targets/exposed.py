@@ -1,8 +1,8 @@
-"""A compiled model whose every value can be looked at: what `bitsmith diff` runs.
+"""A compiled model whose every stored value can be looked at: what `bitsmith diff` runs.
 
-`expose` makes every value that a node computes an output. Kernels depend on nodes alone, so the exposed
-program is made of the same kernels, on weights at the same places: the weights of an artifact fit it, and
-with them it computes what the artifact computes.
+`expose` makes every value that a kernel stores an output. Kernels depend on nodes and on which of them are
+computed together alone, so the exposed program is made of the same kernels, on weights at the same places:
+the weights of an artifact fit it, and with them it computes what the artifact computes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,26 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..compiler.errors import InternalError
 from ..compiler.ir import Graph
+from .elementwise import chains
 from .lower import Lowered
 from .program import Space
 
 
 def expose(graph: Graph) -> Graph:
-    """The graph with all results of its nodes as outputs, after its own; empty results are left out."""
-    own = set(graph.outputs)
-    made = (v for node in graph.nodes for v in node.outputs if v not in own and graph.type_of(v).size)
-    return graph.with_nodes(graph.nodes, outputs=(*graph.outputs, *made))
+    """The graph with all results of its nodes as outputs, after its own.
+
+    Left out are empty results, and those of nodes that are computed together with a later one: as outputs
+    they would be computed alone, by another kernel.
+    """
+    own, together = set(graph.outputs), chains(graph)
+    stored = (node for node in graph.nodes if together.get(node.name) != ())
+    made = (v for node in stored for v in node.outputs if v not in own and graph.type_of(v).size)
+    exposed = graph.with_nodes(graph.nodes, outputs=(*graph.outputs, *made))
+    if chains(exposed) != together:
+        raise InternalError(f"{graph.name}: with all values as outputs other nodes are computed together")
+    return exposed
 
 
 def changed_weights(lowered: Lowered, weights: np.ndarray) -> Mapping[str, tuple[int, int]]:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from bitsmith.compiler import pipeline
 from bitsmith.compiler.analysis.difference import Spread
+from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.calibrate import Ranges
 from bitsmith.compiler.cli import main
 from bitsmith.compiler.errors import ArtifactError, InputError
@@ -243,6 +244,21 @@ def test_the_exposed_graph_uses_the_same_weights(place, graph):
     assert all(changed == 0 < size for changed, size in counts.values())
 
 
+def test_nodes_that_are_computed_together_stay_together():
+    b = GraphBuilder("chain")
+    x = b.input("x", (1, 40))
+    h = b.add("linear", [x, b.param("w", np.eye(40, dtype=np.float32))], name="fc")
+    y = b.add("mul", [b.add("exp", [b.add("neg", [h])]), x], name="last")
+    graph = b.finish([b.add("linear", [y, b.param("v", np.ones((3, 40), np.float32))], name="head")])
+    data = np.linspace(-2, 2, 40, dtype=np.float32)[None]
+    with bitsmith.compile(graph) as artifact:
+        assert len(artifact.steps()) == 3, "neg, exp and mul are one kernel"
+        report = bitsmith.diff(graph, artifact, inputs=data)
+        (found,) = artifact.run(data).values()
+    assert report.ok and [row.layer for row in report.layers] == ["fc", "last", "head"]
+    np.testing.assert_allclose(found, np.full((1, 3), np.sum(np.exp(-data) * data)), rtol=1e-5)
+
+
 def test_errors_are_measured_by_their_definitions():
     spread = Spread()
     spread.add(np.array([1.0, -3.0, 5.0]), np.array([1.5, -3.0, 5.0]))
@@ -259,7 +275,8 @@ def test_errors_are_measured_by_their_definitions():
         ([np.nan, np.inf, 1.0], [np.nan, np.inf, 1.0], 0.0, 200.0),
         ([np.nan, 1.0], [0.0, 1.0], math.inf, -200.0),
         ([1.0, 2.0], [1.0, np.inf], math.inf, -200.0),
-        ([4.0, 4.0], [4.0, 5.0], 0.25, 10 * math.log10(32)),
+        ([4.0, 4.0], [4.0, 5.0], 25.0, 10 * math.log10(32)),
+        ([-9.0, 11.0], [-9.0, 11.5], 0.025, 10 * math.log10(202 / 0.25)),
         ([0.0, 0.0], [0.0, 0.5], 0.5, -200.0),
         ([], [], 0.0, 200.0),
     ],

@@ -17,6 +17,8 @@ from ..measure.quality import SQNR_LIMIT
 
 TIES = 0.01  # share of uint8 results that may be a step off: kernels may round a*b+c once, not twice
 
+NARROW = 0.01  # of numbers closer together than this share of their size, rounding alone is much of the range
+
 
 @dataclass(frozen=True)
 class LayerDifference:
@@ -25,7 +27,7 @@ class LayerDifference:
     choice         "int8" or "float32" of a layer that the plan decides about; "" of other nodes
     dtype, shape   of the (first) result
     error          largest |compiled - reference|; steps of its scale where the result is uint8
-    relative       error / (largest - smallest reference value)
+    relative       error / (largest - smallest reference value), see Spread.relative
     unequal        share (0..1) of the results that are not equal to the reference's
     float_error    largest |compiled - float model|, in real numbers; None of values the float model lacks
     float_relative float_error / (largest - smallest value of the float model)
@@ -83,8 +85,8 @@ class Spread:
 
     @property
     def relative(self) -> float:
-        """Of the range; where that is a single number, of its size; where that is 0, of 1."""
-        extent = self.high - self.low if self.high > self.low else abs(self.high)
+        """Of the range, or of NARROW times the largest number where that is more; where both are 0, of 1."""
+        extent = max(self.high - self.low, NARROW * max(abs(self.low), abs(self.high)))
         return 0.0 if self.error == 0 else self.error / (extent if 0 < extent < math.inf else 1.0)
 
     @property

@@ -36,7 +36,8 @@ class DiffReport:
     changed     layers whose weights in the artifact are not what the model compiles to
     reproduced  whether the build whose values are compared gave the artifact's outputs, to the last bit
     inputs      "random" or "given"; `samples`: how many
-    layers      every node of the planned graph, in the order of a run
+    layers      the nodes of the planned graph whose results are stored, in the order of a run; a node that is
+                computed together with a later one is compared as a part of that
     """
 
     artifact: str
@@ -178,6 +179,8 @@ class _Comparison:
             for value, right in zip(node.outputs, run_node(planned, node, tensors), strict=True):
                 if value in self.reference:
                     self.reference[value].add(right.numpy(), values[value])
+                else:
+                    tensors[value] = right
 
     def _against_float(self, feed: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> None:
         waiting: dict[str, list[str]] = {}
@@ -196,6 +199,17 @@ class _Comparison:
         _, scale, zero = self.exposed.stored[value]
         return (array.astype(np.float64) - zero) * scale
 
+    def _noise_read(self, node: Node) -> float:
+        """The noise of its noisiest input; of one that is not stored, of what that is computed from."""
+        shares = [0.0]
+        for value in node.inputs:
+            producer = self.exposed.planned.producer(value)
+            if value in self.real:
+                shares.append(self.real[value].noise_share)
+            elif producer is not None:
+                shares.append(self._noise_read(producer))
+        return max(shares)
+
     def rows(self, tolerance: float) -> tuple[LayerDifference, ...]:
         nodes = (n for n in self.exposed.planned.nodes if any(v in self.reference for v in n.outputs))
         return tuple(self._row(node, tolerance) for node in nodes)
@@ -207,7 +221,7 @@ class _Comparison:
         local = worst(of_reference)
         real = worst({v: self.real[v] for v in node.outputs if v in self.real})
         assert local is not None, "rows asks for nodes with compared values"
-        read = max((self.real[v].noise_share for v in node.inputs if v in self.real), default=0.0)
+        read = self._noise_read(node)
         return LayerDifference(
             layer=node.name,
             op=node.op,
