@@ -100,7 +100,8 @@ def calibrate(
 
     `samples` as compiler/samples.py describes them; `percentile` (above 50, at most 100) only matters to
     that method; `progress(done, total)` is called after each sample. Raises InputError for samples that do
-    not fit, hold NaN or infinity, or make the network overflow, and PlanError for an unknown method.
+    not fit, hold NaN or infinity, or make the network overflow, and PlanError for an unknown method. A value
+    that may be infinite, because no layer reads it and the network does not return it, gets no range.
     """
     return choose_ranges(observe(graph, samples, progress=progress), method=method, percentile=percentile)
 
@@ -168,6 +169,7 @@ class _Observer:
         self.histograms = {v: Histogram() for v, kind in kinds if kind.dtype == "float32" and kind.size}
         self._layers: dict[str, list[tuple[str, int]]] = {}
         self._totals: dict[str, np.ndarray] = {}
+        self._needed = {*graph.outputs, *dict(graph.inputs), *(node.inputs[0] for node in layers_of(graph))}
         for layer in layers_of(graph):
             x = layer.inputs[0]
             if x in self.histograms:
@@ -180,7 +182,10 @@ class _Observer:
         try:
             self.histograms[value].add(array)
         except FloatingPointError:
-            raise _NotFinite(repr(value)) from None
+            if value in self._needed or np.isnan(array).any():
+                raise _NotFinite(repr(value)) from None
+            self.histograms.pop(value)  # as of an attention mask: no layer reads it, so it needs no range
+            return
         means: dict[int, np.ndarray] = {}
         for layer, axis in self._layers.get(value, ()):
             if axis not in means:

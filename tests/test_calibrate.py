@@ -8,7 +8,9 @@ from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.calibrate import Ranges, calibrate, choose_ranges, observe
 from bitsmith.compiler.errors import InputError, PlanError
 from bitsmith.compiler.histogram import BINS, Histogram, least_squares, minmax, percentile
+from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
+from bitsmith.passes.apply_plan import apply_plan
 from bitsmith.passes.prepare import prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,6 +206,24 @@ def test_bad_samples_are_refused(net):
         calibrate(net, np.full((1, 3, 8, 8), 3e38, np.float32))
     with pytest.raises(PlanError, match="method 'kl' is not one of"):
         calibrate(net, np.zeros((1, 3, 8, 8), np.float32), method="kl")
+
+
+@pytest.mark.parametrize("huge", [3.4e38, np.inf])
+def test_a_mask_may_be_infinite_where_no_layer_reads_it(rng, huge):
+    b = GraphBuilder("masked")
+    x = b.input("x", (1, 4))
+    mask = b.add("mul", [b.add("neg", [x]), b.param("huge", np.full(1, huge, np.float32))])
+    gated = b.add("mul", [x, b.add("sigmoid", [mask])])
+    y = b.add("linear", [gated, b.param("w", rng.normal(size=(3, 4)).astype(np.float32))], name="fc")
+    graph = b.finish([y])
+    ranges = calibrate(graph, rng.uniform(0.5, 2, (5, 4)).astype(np.float32))
+    assert mask not in ranges.values and {x, gated, y} <= set(ranges.values)
+    planned = apply_plan(graph, Plan.uniform(graph, "int8"), ranges)
+    assert planned.type_of(planned.node("fc").inputs[1]).dtype == "int8"
+    with pytest.raises(InputError, match="sample 0: value .* becomes NaN, infinite"):
+        calibrate(b.finish([y, mask]), np.ones((1, 4), np.float32))
+    with pytest.raises(InputError, match="sample 0: value .* becomes NaN, infinite"):
+        calibrate(graph, np.full((1, 4), 3e38, np.float32))
 
 
 def test_values_that_are_not_float_are_left_out():
