@@ -3,6 +3,8 @@
 minmax       everything that was seen
 percentile   all but a share of the extreme values at each end
 mse          the range with the least expected squared error of 8-bit storage (the default)
+
+What linear layers read may be divided by channel, and has a range for that: compiler/analysis/smoothing.py.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from .analysis.smoothing import Smoothing, choose_smoothings, linear_inputs
 from .errors import InputError
-from .histogram import Histogram, least_squares, minmax, percentile
+from .histogram import Histogram, RowSample, least_squares, minmax, percentile
 from .ir import Graph, Node
 from .machine import usable_cores
 from .plan import Calibration, Plan, layers_of
@@ -36,14 +39,17 @@ class Ranges:
     means         layer name -> mean of each channel of the layer's input, over samples and positions
     calibration   how the ranges were chosen
     samples       from how many runs
+    smoothing     value name -> how linear layers in int8 store it when they read it, if not as in `values`
     """
 
     values: Mapping[str, tuple[float, float]]
     means: Mapping[str, tuple[float, ...]]
     calibration: Calibration
     samples: int
+    smoothing: Mapping[str, Smoothing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "smoothing", MappingProxyType(dict(self.smoothing)))
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
         object.__setattr__(self, "means", MappingProxyType(dict(self.means)))
 
@@ -55,8 +61,10 @@ class Ranges:
 
     def for_plan(self, plan: Plan) -> Ranges | None:
         """What an artifact keeps: means only of layers that the plan makes int8; None when it makes none."""
-        means = {layer: row for layer, row in self.means.items() if plan.choice(layer) == "int8"}
-        return replace(self, means=means) if "int8" in plan.layers.values() else None
+        int8 = {layer for layer, choice in plan.layers.items() if choice == "int8"}
+        means = {layer: row for layer, row in self.means.items() if layer in int8}
+        smoothing = {v: s for v, s in self.smoothing.items() if int8.intersection(s.layers)}
+        return replace(self, means=means, smoothing=smoothing) if int8 else None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,6 +73,7 @@ class Ranges:
             "samples": self.samples,
             "values": {value: list(pair) for value, pair in self.values.items()},
             "means": {layer: list(means) for layer, means in self.means.items()},
+            "smoothing": {value: each.to_json() for value, each in self.smoothing.items()},
         }
 
     @staticmethod
@@ -74,7 +83,8 @@ class Ranges:
             values = {str(value): (float(low), float(high)) for value, (low, high) in data["values"].items()}
             means = {str(layer): tuple(map(float, row)) for layer, row in data["means"].items()}
             options = Calibration(data["method"], data["percentile"])
-            ranges = Ranges(values, means, options, int(data["samples"]))
+            smoothing = {str(v): Smoothing.from_json(s) for v, s in data.get("smoothing", {}).items()}
+            ranges = Ranges(values, means, options, int(data["samples"]), smoothing)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"these are no calibration ranges: {error}") from None
         wrong = [
@@ -108,9 +118,13 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Observations:
-    """What the samples showed: a histogram per value and `Ranges.means`. Any method can choose from it."""
+    """What the samples showed of a graph: a histogram per value, rows of the inputs of linear layers, and
+    `Ranges.means`. Any method can choose from it.
+    """
 
+    graph: Graph
     histograms: Mapping[str, Histogram]
+    rows: Mapping[str, RowSample]
     means: Mapping[str, tuple[float, ...]]
     samples: int
 
@@ -120,7 +134,7 @@ def observe(
 ) -> Observations:
     """The slow part of `calibrate`: runs the graph. Same arguments and errors."""
     runs = iterate(graph, samples)
-    observer = _Observer(graph)
+    observer = _Observer(graph, len(runs))
 
     def run(index: int, turns: Turns) -> None:
         def see(value: str, array: np.ndarray) -> None:
@@ -139,7 +153,7 @@ def observe(
     with _one_thread():
         threads = min(usable_cores(), MOST_THREADS, len(runs))
         run_in_turns(len(runs), threads, run, lambda index: tell(index + 1, len(runs)))
-    return Observations(observer.histograms, observer.means(len(runs)), len(runs))
+    return Observations(graph, observer.histograms, observer.rows, observer.means(len(runs)), len(runs))
 
 
 @contextmanager
@@ -164,9 +178,14 @@ class _NotFinite(ArithmeticError):
 class _Observer:
     """Sees every value of every run."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, runs: int) -> None:
         kinds = [*graph.inputs, *((node.output, node.type) for node in graph.nodes)]
         self.histograms = {v: Histogram() for v, kind in kinds if kind.dtype == "float32" and kind.size}
+        self.rows = {
+            value: RowSample(graph.type_of(value).shape[-1], runs)
+            for value in linear_inputs(graph)
+            if value in self.histograms
+        }
         self._layers: dict[str, list[tuple[str, int]]] = {}
         self._totals: dict[str, np.ndarray] = {}
         self._needed = {*graph.outputs, *dict(graph.inputs), *(node.inputs[0] for node in layers_of(graph))}
@@ -186,6 +205,8 @@ class _Observer:
                 raise _NotFinite(repr(value)) from None
             self.histograms.pop(value)  # as of an attention mask: no layer reads it, so it needs no range
             return
+        if value in self.rows:
+            self.rows[value].add(array)
         means: dict[int, np.ndarray] = {}
         for layer, axis in self._layers.get(value, ()):
             if axis not in means:
@@ -207,7 +228,8 @@ def choose_ranges(seen: Observations, *, method: str = "mse", percentile: float 
     """The fast part of `calibrate`."""
     options = Calibration(method, percentile)
     values = {value: _choose(histogram, options) for value, histogram in seen.histograms.items()}
-    return Ranges(values, seen.means, options, seen.samples)
+    smoothing = choose_smoothings(seen.graph, seen.rows, values, options)
+    return Ranges(values, seen.means, options, seen.samples, smoothing)
 
 
 def _choose(histogram: Histogram, options: Calibration) -> tuple[float, float]:

@@ -1,5 +1,5 @@
 """What calibration remembers of a value: a histogram whose range grows, and the ways to choose a range
-from it.
+from it; of the inputs of linear layers also some rows, and the extremes of each channel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ LEVELS = 255
 SHRINK = np.linspace(1.0, 0.2, 81)
 """Factors that the search tries on each end of a range."""
 ROUNDS = 3
+KEPT_BYTES = 2**21
+"""Of the rows that are kept of one value."""
 
 
 class Histogram:
@@ -69,6 +71,38 @@ class Histogram:
     def centres(self) -> np.ndarray:
         """Middle of each bin, float64[2048]."""
         return self.low + (np.arange(BINS) + 0.5) * ((self.high - self.low) / BINS)
+
+
+class RowSample:
+    """Evenly spread rows of a stream of float32 arrays [..., channels], and each channel's exact extremes.
+
+    `runs` is the number of arrays to come; of all together at most KEPT_BYTES are kept (and one row).
+    `count` is the number of rows seen.
+    """
+
+    def __init__(self, channels: int, runs: int) -> None:
+        self.lows = np.full(channels, math.inf, np.float32)
+        self.highs = np.full(channels, -math.inf, np.float32)
+        most = max(1, KEPT_BYTES // (4 * max(channels, 1)))
+        self._each = max(1, most // max(runs, 1))
+        self._every = max(1, -(-runs // most))
+        self._seen = 0
+        self.count = 0
+        self._kept: list[np.ndarray] = []
+
+    def add(self, array: np.ndarray) -> None:
+        rows = array.reshape(-1, len(self.lows))
+        self.lows, self.highs = np.minimum(self.lows, rows.min(0)), np.maximum(self.highs, rows.max(0))
+        if self._seen % self._every == 0:
+            step = -(-len(rows) // self._each)
+            self._kept.append(rows[self._seen % step :: step].copy())
+        self._seen += 1
+        self.count += len(rows)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """float32 [n, channels]."""
+        return np.concatenate(self._kept) if self._kept else np.zeros((0, len(self.lows)), np.float32)
 
 
 def _stride(size: int) -> int:

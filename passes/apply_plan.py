@@ -9,7 +9,7 @@
 An int8 layer reads uint8, sums in int32 and writes what its readers want; the formula is in
 ARCHITECTURE.md. passes/storage.py says which values are stored in uint8; where an int8 layer reads a value
 that is not, one `quantize` makes a copy for all such layers. Names of layers and values stay; a copy of v
-is called `v.q8`.
+is called `v.q8`. What linear layers read may be divided by channel first (passes/smooth.py).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from ..compiler.ir import AttrValue, Graph, Node
 from ..compiler.plan import LAYER_OPS, Plan, free_layers_of, layers_of
 from ..compiler.verify import verify
 from .dead_code import remove_dead_code
-from .quantise import QParams, QWeights, qparams, quantise_weights
+from .quantise import Memo, QParams, QWeights, qparams, quantise_weights
 from .scan import Scan, attr
+from .smooth import smooth
 from .storage import choose_storage, moves
 
 
@@ -36,7 +37,7 @@ def apply_plan(
     ranges: Ranges | None,
     *,
     pair_bound: bool = False,
-    memo: dict[tuple[str, float], QWeights] | None = None,
+    memo: Memo | None = None,
 ) -> Graph:
     """The graph with int8 layers where the plan says so. Where all stay float32 it is the graph itself.
     Layers that came with int8 weights keep them, whatever the plan says of them.
@@ -54,6 +55,7 @@ def apply_plan(
         return graph
     if ranges is None:
         raise PlanError("the plan has int8 layers: calibration samples are needed to choose their ranges")
+    graph, ranges = smooth(graph, plan, ranges)
     planner = _Planner(graph, plan, ranges, pair_bound, {} if memo is None else memo)
     for node in graph.nodes:
         planner.visit(node)
@@ -83,7 +85,7 @@ class _Planner:
         plan: Plan,
         ranges: Ranges,
         pair_bound: bool,
-        memo: dict[tuple[str, float], QWeights],
+        memo: Memo,
     ) -> None:
         self.pair_bound = pair_bound
         self.memo = memo
@@ -127,7 +129,7 @@ class _Planner:
         return inputs, {**node.attrs, **attrs}
 
     def _weights(self, node: Node, x_scale: float) -> QWeights:
-        key = (node.name, x_scale)
+        key = (node.name, node.inputs[1], x_scale)
         if key not in self.memo:
             params = self.scan.params
             weight, bias = (*node.inputs, "")[1:3]

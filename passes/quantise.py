@@ -47,6 +47,10 @@ class QWeights:
     bias: np.ndarray | None
 
 
+Memo = dict[tuple[str, str, float], QWeights]
+"""Layer, its weight's name (dividing values by channel makes another), scale of its input -> int8 weights."""
+
+
 def quantise_weights(
     layer: str,
     w: np.ndarray,

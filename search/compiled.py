@@ -21,7 +21,7 @@ from ..compiler.ledger import LedgerRow
 from ..compiler.measure import Latency, Quality, measure_latency, quality
 from ..compiler.plan import Plan, free_layers_of
 from ..passes.apply_plan import apply_plan
-from ..passes.quantise import QWeights
+from ..passes.quantise import Memo
 from .costs import cost_table
 from .data import Data
 from .evaluator import CONFIRM_PART, SEARCH_PART, CostTable, Layer, Names, Progress
@@ -72,7 +72,7 @@ class CompiledEvaluator:
     database: Database
     threads: int = 1
     _planned: OrderedDict[Plan, Graph] = field(default_factory=OrderedDict)
-    _quantised: dict[tuple[str, float], QWeights] = field(default_factory=dict)
+    _quantised: Memo = field(default_factory=dict)
     _expected: dict[str, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
 
     @cached_property

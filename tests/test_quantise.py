@@ -14,6 +14,7 @@ from bitsmith.compiler.verify import verify
 from bitsmith.passes.apply_plan import apply_plan, conversions
 from bitsmith.passes.prepare import prepare
 from bitsmith.passes.quantise import qparams, quantise_weights
+from bitsmith.passes.smooth import smooth
 from golden_passes import FOLDER, SEPARATOR, graph_from_text, random_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +63,7 @@ def real_values(planned, inputs):
 
 def assert_as_simulated(graph, plan, ranges, inputs):
     planned = apply_plan(graph, plan, ranges)
+    graph, ranges = smooth(graph, plan, ranges)
     stored = {v for v in graph.types if v in planned.types and planned.type_of(v).dtype == "uint8"}
     wanted = simulate(graph, plan, ranges, stored, inputs)
     found = run_reference(planned, inputs)

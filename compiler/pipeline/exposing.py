@@ -48,6 +48,7 @@ def expose_artifact(graph: Graph, artifact: Artifact, progress: Callable[[int, i
     """
     from ...passes.apply_plan import apply_plan
     from ...passes.prepare import prepare
+    from ...passes.smooth import smooth
     from ...targets.build import build
     from ...targets.exposed import expose
     from ...targets.lower import lower
@@ -57,6 +58,8 @@ def expose_artifact(graph: Graph, artifact: Artifact, progress: Callable[[int, i
     prepared = prepare(graph)
     plan = _plan_of(artifact, prepared)
     ranges = _ranges_of(artifact, plan)
+    if ranges is not None:
+        prepared, ranges = smooth(prepared, plan, ranges)  # values compare in the form in which they are made
     chip = resolve(artifact.manifest.target)
     planned = apply_plan(prepared, plan, ranges, pair_bound=chip.pair_bound)
     lowered = lower(planned, chip)

@@ -1,0 +1,123 @@
+"""Divides what int8 linear layers read, channel by channel, and multiplies their weight's columns instead.
+
+    plan: q and k int8, f float32                    m: layer_norm(x, gamma, beta) -> m
+    m: layer_norm(x, gamma, beta) -> m               m.smooth: mul(m, 1 / s)
+    q: linear(m, wq) -> q                      =>    q: linear(m.smooth, wq * s) -> q
+    k: linear(m, wk) -> k                            k: linear(m.smooth, wk * s) -> k
+    f: linear(m, wf) -> f                            f: linear(m, wf) -> f
+
+Where only such layers read the value, and the node that makes it can do the division, there is no `mul`:
+gamma and beta of a norm, or weight and bias of a linear layer, are divided. The numbers come from calibration
+(compiler/analysis/smoothing.py); they are powers of two, so that the graph computes what it did to the last
+bit. What changes is what 8 bits keep of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ..compiler.analysis.smoothing import Smoothing, foldable, private
+from ..compiler.calibrate import Ranges
+from ..compiler.errors import InputError
+from ..compiler.ir import Graph, Node
+from ..compiler.plan import Plan, free_layers_of
+from ..compiler.verify import verify
+from .scan import Scan
+
+
+def smooth(graph: Graph, plan: Plan, ranges: Ranges) -> tuple[Graph, Ranges]:
+    """The prepared graph with divided values, for the plan, and its ranges; those hold no smoothing any more,
+    so that the result may be given again. Raises InputError when the ranges are for another graph.
+    """
+    wanted = _applied(graph, plan, ranges)
+    if not wanted:
+        return graph, replace(ranges, smoothing={})
+    smoother = _Smoother(graph, wanted, ranges)
+    for node in graph.nodes:
+        smoother.visit(node)
+    return verify(smoother.scan.finish(), "smoothing"), smoother.ranges()
+
+
+def _applied(graph: Graph, plan: Plan, ranges: Ranges) -> dict[str, Smoothing]:
+    """The smoothings that the plan calls for, each with those of its layers that are int8."""
+    int8 = {node.name: node.inputs[0] for node in free_layers_of(graph) if plan.choice(node.name) == "int8"}
+    found = {}
+    for value, each in ranges.smoothing.items():
+        layers = tuple(layer for layer in each.layers if int8.get(layer) == value)
+        if layers:
+            _check_channels(graph, value, each)
+            found[value] = replace(each, layers=layers)
+    return found
+
+
+def _check_channels(graph: Graph, value: str, each: Smoothing) -> None:
+    channels = graph.type_of(value).shape[-1]
+    if len(each.exponents) != channels:
+        raise InputError(
+            f"calibration divides {len(each.exponents)} channels of value {value!r}, which has {channels}: "
+            "it was made for another graph"
+        )
+
+
+class _Smoother:
+    """Walks the graph once and emits each node in its new form."""
+
+    def __init__(self, graph: Graph, wanted: Mapping[str, Smoothing], ranges: Ranges) -> None:
+        self.graph = graph
+        self.scan = Scan(graph)
+        self.wanted = wanted
+        self.folded = {v for v, s in wanted.items() if s.divides and foldable(graph, v, s.layers)}
+        self.of_layer = {layer: value for value, s in wanted.items() if s.divides for layer in s.layers}
+        self.copies: dict[str, str] = {}
+        self._values, self._means, self._ranges = dict(ranges.values), dict(ranges.means), ranges
+        for value, each in wanted.items():
+            if value in self.folded or (not each.divides and private(graph, value, each.layers)):
+                self._values[value] = (each.low, each.high)
+
+    def ranges(self) -> Ranges:
+        return replace(self._ranges, values=self._values, means=self._means, smoothing={})
+
+    def visit(self, node: Node) -> None:
+        if node.name in self.of_layer:
+            node = self._reader(node)
+        if node.output in self.folded:
+            node = self._producer(node)
+        self.scan.emit(node)
+
+    def _reader(self, node: Node) -> Node:
+        value = self.of_layer[node.name]
+        factors = self.wanted[value].factors
+        weight = self.scan.add_param(f"{node.inputs[1]}.smooth", self.scan.params[node.inputs[1]] * factors)
+        if node.name in self._means:
+            self._means[node.name] = tuple((np.asarray(self._means[node.name]) / factors).tolist())
+        x = value if value in self.folded else self._copy(value)
+        return replace(node, inputs=(x, weight, *node.inputs[2:]))
+
+    def _copy(self, value: str) -> str:
+        """The value divided by its factors."""
+        if value not in self.copies:
+            each = self.wanted[value]
+            inverse = self.scan.add_param(f"{value}.inverse", 1 / each.factors)
+            copy = self.scan.insert("mul", (value, inverse), f"{value}.smooth")
+            self.copies[value], self._values[copy] = copy, (each.low, each.high)
+        return self.copies[value]
+
+    def _producer(self, node: Node) -> Node:
+        """A norm or linear layer that makes its value divided."""
+        inverse = 1 / self.wanted[node.output].factors
+        if node.op == "linear":
+            return replace(node, inputs=(node.inputs[0], *self._divided(node.inputs[1:], inverse)))
+        gamma = (*node.inputs, "")[1] or self.scan.add_param(f"{node.output}.ones", np.ones_like(inverse))
+        return replace(node, inputs=(node.inputs[0], *self._divided((gamma, *node.inputs[2:]), inverse)))
+
+    def _divided(self, params: tuple[str, ...], inverse: np.ndarray) -> tuple[str, ...]:
+        """Parameters whose first axis are the channels."""
+        result = []
+        for name in params:
+            array = self.scan.params.get(name)
+            column = inverse.reshape(-1, *(1,) * (array.ndim - 1)) if array is not None else inverse
+            result.append(self.scan.add_param(f"{name}.divided", array * column) if array is not None else "")
+        return tuple(result)
