@@ -18,7 +18,14 @@ from bitsmith.compiler.ops import OPS
 from bitsmith.compiler.plan import Plan, layers_of
 from bitsmith.compiler.reference import run_node
 
-MOVES = ("max_pool2d", "reshape", "transpose", "concat")
+MOVES = ("max_pool2d", "reshape", "transpose", "concat", "depth_to_space")
+
+
+def only_moves(node: Node) -> bool:
+    """Whether the node's results are numbers that it read."""
+    mode = node.attrs.get("mode", OPS[node.op].attrs.get("mode"))
+    nearest, constant = (node.op, mode) == ("resize", "nearest"), mode == "constant"
+    return node.op in MOVES or nearest or (node.op == "pad" and not constant)
 
 
 def step_and_zero(low: float, high: float) -> tuple[float, float]:
@@ -38,11 +45,11 @@ def value_steps(graph: Graph, ranges: Ranges, stored: Collection[str]) -> dict[s
     ties = networkx.Graph()
     ties.add_nodes_from(stored)
     for node in graph.nodes:
-        if node.op in MOVES:
+        if only_moves(node):
             ties.add_edges_from((v, node.output) for v in node.inputs if {v, node.output} <= set(stored))
     table = {value: step_and_zero(*pair) for value, pair in ranges.values.items() if pair[0] < pair[1]}
     for tied in networkx.connected_components(ties):
-        made = [ranges[v] for v in tied if graph.producer(v).op not in MOVES]
+        made = [ranges[v] for v in tied if not only_moves(graph.producer(v))]
         table.update(dict.fromkeys(tied, step_and_zero(min(p[0] for p in made), max(p[1] for p in made))))
     return table
 
@@ -109,7 +116,13 @@ def simulate(
             means = np.array(ranges.means[node.name])
             result = int8_layer(graph, node, rounded(values[x], *table[x]), table[x][0], other, means)
         else:
-            operands = {v: torch.from_numpy(values[v].astype(np.float32)) for v in node.inputs if v in values}
-            result = run_node(graph, node, operands)[0].numpy()
+            operands = {v: torch.from_numpy(_float32(values[v])) for v in node.inputs if v in values}
+            result, *rest = (part.numpy() for part in run_node(graph, node, operands))
+            values.update(zip(node.outputs[1:], rest, strict=True))
         values[node.output] = rounded(result, *table[node.output]) if node.output in stored else result
     return values
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    """Real numbers as the float graph computes with them; integers and truths as they are."""
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
