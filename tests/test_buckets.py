@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bitsmith import BitsmithError, Graph, compile, diff, load, measure
+from bitsmith import BitsmithError, Graph, compile, diff, inspect, load, measure, search
 from bitsmith.compiler.artifact import Artifact
 from bitsmith.compiler.artifact import open as open_artifact
 from bitsmith.compiler.cli import main
@@ -192,6 +192,10 @@ def test_what_does_not_go_together_is_refused(graphs):
         compile([*graphs[:2], graphs[0]])
     with pytest.raises(InputError, match="no graph"):
         compile([])
+    with pytest.raises(InputError, match="search takes one graph, not a tuple"):
+        search(graphs, calibration=[feed(LENGTHS[0])])
+    with pytest.raises(InputError, match="inspect takes one graph"):
+        inspect(graphs)
     with pytest.raises(InputError, match="empty list"):
         load(text_model(), shapes=[])
     with pytest.raises(BitsmithError, match="input dimensions are open"):

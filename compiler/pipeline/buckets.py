@@ -20,6 +20,16 @@ def one_or_more(graph: Graph | Sequence[Graph]) -> tuple[Graph, ...]:
     return graphs
 
 
+def one_graph(graph: object, verb: str) -> Graph:
+    """The same. Raises InputError for anything but a graph, as several."""
+    if isinstance(graph, Graph):
+        return graph
+    raise InputError(
+        f"{verb} takes one graph, not a {type(graph).__name__}: give it what `load` returns for one shape; "
+        "`compile` takes several"
+    )
+
+
 def share_params(graphs: Iterable[Graph]) -> tuple[Graph, ...]:
     """The graphs with equal parameters of equal names held once; at most two graphs' are there at a time."""
     shared: list[Graph] = []

@@ -16,6 +16,7 @@ from ..errors import ArtifactError, InputError
 from ..ir import Graph, Node
 from ..ledger import LedgerRow
 from ..plan import FORMATS, layers_of
+from .buckets import one_graph
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def inspect(
     may be given by its path; it need not run on this machine. Raises TargetError, ArtifactError, and
     InputError for an artifact with a target.
     """
-    if isinstance(subject, Graph):
-        return _model_info(subject, target or "host")
+    if isinstance(subject, Graph | tuple | list):
+        return _model_info(one_graph(subject, "inspect"), target or "host")
     if isinstance(subject, Artifact):
         path, manifest = subject.path, subject.manifest
     else:

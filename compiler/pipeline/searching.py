@@ -12,6 +12,7 @@ import numpy as np
 from ..artifact import Artifact
 from ..ir import Graph
 from ..samples import Samples
+from .buckets import one_graph
 from .models import Progress
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def search(
     from ...search.run import search as run_search
 
     return run_search(
-        graph,
+        one_graph(graph, "search"),
         target=target,
         calibration=calibration,
         evaluate=evaluate,
