@@ -70,6 +70,10 @@ def _kl(r: Reading, base: Reading, z: float) -> float | None:
     return None if r.quality.kl is None else r.quality.kl + z * (r.quality.kl_error or 0.0)
 
 
+def _cosine(r: Reading, base: Reading, z: float) -> float | None:
+    return None if r.quality.cosine is None else r.quality.cosine - z * (r.quality.cosine_error or 0.0)
+
+
 def _to_one(bound: float) -> float:
     return max(1.0 - bound, 1e-3)
 
@@ -93,6 +97,7 @@ METRICS: Mapping[str, Metric] = {
     "score": Metric(True, PLAIN, lambda r, base, z: r.quality.score, _itself, lowest=-math.inf, needs=SCORE),
     "score_drop": Metric(False, PLAIN, _score_drop, _itself, needs=SCORE),
     "kl": Metric(False, PLAIN, _kl, _itself),
+    "cosine": Metric(True, PLAIN, _cosine, _to_one, lowest=-1.0, highest=1.0),
     "sqnr": Metric(True, DECIBELS, lambda r, base, z: r.quality.sqnr_db, _itself, lowest=-math.inf),
     "latency": Metric(
         False, TIMES, lambda r, base, z: r.latency_us * (1 + z * r.latency_noise), _itself, lowest=1e-6

@@ -1,7 +1,7 @@
 """What a search is asked for: objectives to improve and constraints to keep.
 
     agreement>=0.98    accuracy>=0.85    accuracy_drop<=0.01    score>=0.7    score_drop<=0.01
-    kl<=0.02           sqnr>=20          sqnr>=20dB
+    kl<=0.02           sqnr>=20          sqnr>=20dB           cosine>=0.99
     latency<=3ms       latency<=300us    latency<=0.7x          (x: times the float32 baseline)
     size<=5MB          size<=800KiB      size<=0.3x
 

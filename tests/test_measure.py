@@ -162,6 +162,32 @@ def test_every_output_has_its_own_sqnr_and_the_first_decides():
     assert q.agreement == 1.0 and q.outputs["a"] == 200.0 and q.outputs["b"] == pytest.approx(20.0, abs=0.01)
 
 
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(2, 9))
+def test_cosine_agrees_with_torch(seed, rows, width):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, 3, 1, rows, width)).astype(np.float32)
+    found = quality(outputs(*a), outputs(*b))
+    wanted = torch.nn.functional.cosine_similarity(torch.tensor(a), torch.tensor(b), dim=-1).double()
+    assert found.cosine == pytest.approx(float(wanted.mean()), abs=1e-5)
+    error = wanted.mean((1, 2)).numpy().std() / 3**0.5
+    assert found.cosine_error == pytest.approx(error, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "cosine"),
+    [
+        ([[3.0, 4.0]], [[6.0, 8.0]], 1.0),
+        ([[1e30, 1e30]], [[1e-30, 1e-30]], 1.0),
+        ([[0.0, 0.0]], [[0.0, 0.0]], 1.0),
+        ([[0.0, 0.0]], [[0.0, 1.0]], 0.0),
+        ([[1.0, 2.0]], [[math.nan, 2.0]], -1.0),
+        ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]], 0.0),
+    ],
+)
+def test_cosine_where_rows_have_no_direction(reference, output, cosine):
+    assert quality(outputs(reference), outputs(output)).cosine == pytest.approx(cosine, abs=1e-6)
+
+
 def test_a_single_number_has_no_agreement():
     q = quality(outputs([[1.0]], [[2.0]]), outputs([[1.0]], [[2.1]]))
     assert q.agreement is None and q.kl is None and q.n == 2

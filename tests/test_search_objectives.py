@@ -30,8 +30,12 @@ def reading(
     noise=0.0,
     score=None,
     err=0.0,
+    cosine=0.999,
 ):
-    return Reading(Quality(agreement, kl, sqnr, accuracy, n, kl_error=err, score=score), us, noise, size)
+    measured = Quality(
+        agreement, kl, sqnr, accuracy, n, kl_error=err, score=score, cosine=cosine, cosine_error=err
+    )
+    return Reading(measured, us, noise, size)
 
 
 BASE = reading(accuracy=0.8, us=200.0, size=4000, score=0.9)
@@ -54,6 +58,7 @@ BASE = reading(accuracy=0.8, us=200.0, size=4000, score=0.9)
         ("sqnr>=-3", "sqnr", -3.0, False),
         ("sqnr>=20dB", "sqnr", 20.0, False),
         ("score>=-4", "score", -4.0, False),
+        ("cosine>=0.99", "cosine", 0.99, False),
     ],
 )
 def test_forms_that_are_understood(text, metric, bound, relative):
@@ -108,6 +113,13 @@ def test_every_metric_with_every_unit_survives_its_text(name, number, data):
     assert parse_constraint(parsed.text) == parsed
 
 
+def test_a_cosine_is_judged_with_a_margin():
+    constraint = parse_constraint("cosine>=0.99")
+    assert constraint.excess(reading(cosine=0.992, err=0.002), BASE, z=0.5) <= 0
+    assert constraint.excess(reading(cosine=0.992, err=0.02), BASE, z=0.5) == pytest.approx(0.8)
+    assert constraint.excess(reading(cosine=None), BASE) == 1.0
+
+
 def test_a_list_is_needed_and_each_metric_once():
     with pytest.raises(InputError, match="must be a list"):
         parse_constraints("agreement>=0.98")
@@ -123,6 +135,7 @@ def test_a_list_is_needed_and_each_metric_once():
         ("accuracy_drop<=0.02", {"accuracy": 0.785}, {"accuracy": 0.77}),
         ("score_drop<=0.1", {"score": 0.81}, {"score": 0.79}),
         ("score>=0.8", {"score": 0.8}, {"score": 0.79}),
+        ("cosine>=0.99", {"cosine": 0.99}, {"cosine": 0.989}),
         ("kl<=0.1", {"kl": 0.1}, {"kl": 0.11}),
         ("sqnr>=20", {"sqnr": 20.0}, {"sqnr": 19.0}),
         ("latency<=100us", {"us": 100.0}, {"us": 101.0}),

@@ -11,7 +11,7 @@ from typer import Argument, Option
 ABOUT_DATA = (
     "FILE.npy of n samples, FILE.npz of such arrays by input name, or a directory with one file per sample"
 )
-QUALITIES = "agreement, kl, sqnr, accuracy, accuracy_drop"
+QUALITIES = "agreement, kl, cosine, sqnr, accuracy, accuracy_drop"
 
 
 class Uniform(StrEnum):

@@ -30,6 +30,8 @@ class Quality:
     kl_error    standard error of `kl` from its spread over the items
     outputs     sqnr_db of every output by name
     score       what the caller's own function returned, higher is better; None when there is none
+    cosine      mean over rows of the cosine between the float row and this one; None when rows have one entry
+    cosine_error  standard error of `cosine` from its spread over the items
     """
 
     agreement: float | None
@@ -40,6 +42,8 @@ class Quality:
     kl_error: float | None = None
     outputs: Mapping[str, float] | None = None
     score: float | None = None
+    cosine: float | None = None
+    cosine_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +76,7 @@ def quality(
     classes = ref[0].shape[-1]
     a, b = (np.concatenate([np.asarray(x, np.float64).reshape(-1, classes) for x in xs]) for xs in (ref, out))
     divergence = _kl_rows(a, b).reshape(items, -1).mean(axis=1)
+    cosine = _cosine_rows(a, b).reshape(items, -1).mean(axis=1)
     return Quality(
         agreement=float(np.mean(_top1(a) == _top1(b))),
         kl=float(divergence.mean()),
@@ -81,6 +86,8 @@ def quality(
         kl_error=float(divergence.std() / math.sqrt(items)),
         outputs=sqnr,
         score=score,
+        cosine=float(cosine.mean()),
+        cosine_error=float(cosine.std() / math.sqrt(items)),
     )
 
 
@@ -137,6 +144,25 @@ def _kl_rows(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
     log_p, log_q = _log_softmax(reference[sound]), _log_softmax(output[sound])
     # Rounding can make a divergence of equal rows slightly negative.
     result[sound] = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0.0)
+    return result
+
+
+def _cosine_rows(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """The cosine of each row; 1 for two rows of zeros, 0 for one, -1 for rows that are not finite."""
+    sound = np.isfinite(reference).all(axis=1) & np.isfinite(output).all(axis=1)
+    result = np.full(len(reference), -1.0)
+    a, b = (_of_length_one(x[sound]) for x in (reference, output))
+    nothing = ~a.any(axis=1) & ~b.any(axis=1)
+    result[sound] = np.where(nothing, 1.0, np.clip((a * b).sum(axis=1), -1.0, 1.0))
+    return result
+
+
+def _of_length_one(rows: np.ndarray) -> np.ndarray:
+    """Rows of zeros stay. Divided by the largest entry first: squares of large ones would overflow."""
+    top = np.abs(rows).max(axis=1, keepdims=True)
+    scaled = rows / np.where(top > 0, top, 1.0)
+    length = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))
+    result: np.ndarray = scaled / np.where(length > 0, length, 1.0)
     return result
 
 
