@@ -37,19 +37,24 @@ def _recognise(scan: Scan, node: Node) -> Node:
 def _norm(scan: Scan, node: Node, value: str, divisor: str, root: str) -> Node | None:
     """The norm that `value / divisor` (or `value * divisor`, with root "rsqrt") is."""
     variance = _under_root(scan, divisor, root)
-    shifted = _made_by(scan, variance, "add")
-    if shifted is None or shifted.attrs:
-        return None
-    mean, eps = shifted.inputs[0], scan.scalar(shifted.inputs[1])
-    if eps is None:
-        mean, eps = shifted.inputs[1], scan.scalar(shifted.inputs[0])
-    if eps is None or eps < 0 or value != _squared(scan, _averaged(scan, mean)):
+    mean, eps = _with_eps(scan, variance)
+    if eps < 0 or value != _squared(scan, _averaged(scan, mean)):
         return None
     attrs: dict[str, AttrValue] = {"eps": eps}
     centred = _made_by(scan, value, "sub")
     if centred is not None and _averaged(scan, centred.inputs[1]) == centred.inputs[0]:
         return scan.make(node.name, "layer_norm", centred.inputs[:1], node.output, attrs)
     return scan.make(node.name, "rms_norm", (value,), node.output, attrs)
+
+
+def _with_eps(scan: Scan, variance: str) -> tuple[str, float]:
+    """The mean and the number added to it; 0 where none is: optimizers drop an eps of 1e-12."""
+    shifted = _made_by(scan, variance, "add")
+    if shifted is not None and not shifted.attrs:
+        for mean, constant in (shifted.inputs, shifted.inputs[::-1]):
+            if (eps := scan.scalar(constant)) is not None:
+                return mean, eps
+    return variance, 0.0
 
 
 def _made_by(scan: Scan, value: str, op: str) -> Node | None:
