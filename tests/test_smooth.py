@@ -5,10 +5,12 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from bitsmith.compiler.analysis.smoothing import LARGEST, Smoothing, linear_inputs
 from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.calibrate import Ranges, calibrate, choose_ranges, observe
 from bitsmith.compiler.errors import InputError
+from bitsmith.compiler.frontends import load_model
 from bitsmith.compiler.histogram import KEPT_BYTES, RowSample
 from bitsmith.compiler.plan import Calibration, Plan, layers_of
 from bitsmith.compiler.reference import run_reference
@@ -269,3 +271,57 @@ def test_rows_are_bounded_and_extremes_exact(runs, rows, channels):
     np.testing.assert_array_equal(sample.highs, high)
     assert 0 < len(sample.rows) <= sample.count == runs * rows
     assert sample.rows.nbytes <= KEPT_BYTES + 4 * channels
+
+
+class Encoder(torch.nn.Module):
+    """A ViT (pre-norm) or BERT (post-norm) encoder block; its norms have a few large channels."""
+
+    def __init__(self, pre_norm, width=32, heads=4):
+        super().__init__()
+        self.pre_norm, self.heads = pre_norm, heads
+        self.q, self.k, self.v, self.out = (torch.nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = torch.nn.Linear(width, 2 * width), torch.nn.Linear(2 * width, width)
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(width) for _ in range(3))
+        with torch.no_grad():
+            for norm in self.norms:
+                norm.weight[:2] = 40.0
+            for layer in (self.q, self.k, self.v, self.up):
+                layer.weight[:, :2] /= 40.0
+
+    def attend(self, x):
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def mix(self, x):
+        return self.down(torch.nn.functional.gelu(self.up(x)))
+
+    def forward(self, x):
+        if self.pre_norm:
+            x = x + self.attend(self.norms[0](x))
+            return x + self.mix(self.norms[1](x))
+        x = self.norms[0](x)
+        x = self.norms[1](x + self.attend(x))
+        return self.norms[2](x + self.mix(x))
+
+
+@pytest.mark.parametrize("pre_norm", [True, False], ids=["vit", "bert"])
+def test_encoder_blocks_from_torch(rng, pre_norm):
+    torch.manual_seed(0)
+    module = Encoder(pre_norm).eval()
+    feeds = [rng.normal(size=(1, 20, 32)).astype(np.float32) for _ in range(32)]
+    graph = prepare(load_model(module, inputs=(torch.from_numpy(feeds[0]),)))
+    name = graph.inputs[0][0]
+    inputs = [{name: feed} for feed in feeds]
+    ranges = calibrate(graph, inputs[:24])
+    plan = Plan.uniform(graph, "int8")
+    smoothed, _ = smooth(graph, plan, ranges)
+    assert_same_to_the_last_bit(graph, smoothed, inputs[24])
+    # Residuals read what norms make in BERT: the layers' copies are divided by nodes of their own.
+    assert [node.op for node in smoothed.nodes].count("mul") == (0 if pre_norm else 2)
+    before, after = (int8_error(graph, r, inputs[24:]) for r in (without(ranges), ranges))
+    assert after < before / 4
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(feeds[25])).numpy().ravel()
+    found = run_reference(apply_plan(graph, plan, ranges), inputs[25])[graph.outputs[0]].ravel()
+    assert wanted @ found / np.linalg.norm(wanted) / np.linalg.norm(found) > 0.999
