@@ -9,13 +9,16 @@ import onnx
 import pytest
 import torch
 from bitsmith import BitsmithError, Graph, compile, diff, inspect, load, measure, search
+from bitsmith.compiler.analysis.roofline import Level, Peaks
 from bitsmith.compiler.artifact import Artifact
 from bitsmith.compiler.artifact import open as open_artifact
 from bitsmith.compiler.cli import main
+from bitsmith.compiler.database import Database
 from bitsmith.compiler.errors import InputError
 from bitsmith.compiler.pipeline.buckets import share_params
 from bitsmith.compiler.plan import Plan
 from bitsmith.passes.prepare import prepare
+from bitsmith.targets import profile
 from bitsmith.targets.entries import share_weights
 from bitsmith.targets.lower import lower
 from bitsmith.targets.target import resolve
@@ -178,6 +181,17 @@ def test_it_is_saved_and_opened_and_measured(artifact, tmp_path):
 def test_a_torch_module_for_several_shapes():
     found = load(torch.nn.ReLU(), shapes=[{"input": (1, 3)}, {"input": (4, 5)}])
     assert [graph.inputs[0][1].shape for graph in found] == [(1, 3), (4, 5)]
+
+
+def test_a_roofline_counts_the_work_of_its_shapes(artifact, monkeypatch, tmp_path):
+    peaks = Peaks({"float32": 100.0}, (Level("L1", 2**15, 100.0, 100.0), Level("memory", 0, 10.0, 5.0)))
+    monkeypatch.setattr(profile, "machine_peaks", lambda *given, **named: peaks)
+    of_entry = [
+        profile.artifact_roofline(artifact, feed(length), Database(tmp_path / "times.db"), rounds=5)
+        for length in LENGTHS[:2]
+    ]
+    short, long = (sum(row.work.operations or 0 for row in found.rows if row.work) for found in of_entry)
+    assert 0 < short < long
 
 
 def test_what_does_not_go_together_is_refused(graphs):
