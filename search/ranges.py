@@ -17,6 +17,8 @@ from .evaluator import Progress
 
 RANGES_FILE = "ranges.json"
 STAGE = "calibration"
+FORMAT = 2
+"""Goes up when the same samples give other ranges: those that an older version kept are made again."""
 
 
 def stored_ranges(graph: Graph, data: Data, folder: Path | None, tell: Progress) -> Ranges:
@@ -39,7 +41,7 @@ def stored_ranges(graph: Graph, data: Data, folder: Path | None, tell: Progress)
 
 def _key(graph: Graph, data: Data) -> str:
     method = Calibration()
-    text = f"{graph.content_hash} {data.calibration_digest} {method.method} {method.percentile}"
+    text = f"{FORMAT} {graph.content_hash} {data.calibration_digest} {method.method} {method.percentile}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
