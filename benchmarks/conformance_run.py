@@ -116,7 +116,8 @@ def counts(model: Any) -> bool:
 
 
 def _attempt(case: Any, execute: Execute) -> tuple[str, str, tuple[str, ...]]:
-    feeds, constants = _feeds(case), {}
+    feeds = _feeds(case)
+    constants: dict[str, np.ndarray] = {}
     if feeds is None:
         return "unsupported", "a test on sequences, optional or missing values", ()
     try:
