@@ -112,7 +112,9 @@ def test_other_formats_say_what_to_do(write):
         assert hint in refused(write(b"x", name), UnsupportedError)
 
 
-@pytest.mark.parametrize("source", [None, 3, b"bytes", [1], np.zeros(2), object()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "source", [None, 3, b"bytes", [1], np.zeros(2), object()], ids=lambda s: type(s).__name__
+)
 def test_other_objects_are_refused(source):
     with pytest.raises(InputError, match="cannot load a .*: give an ONNX file"):
         load_model(source)
