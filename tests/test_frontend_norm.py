@@ -8,8 +8,8 @@ from bitsmith.compiler.frontends.onnx_norm import NORM_RULES
 from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.prepare import prepare
+from onnx_cases import IMAGE, SIGNAL, Case, compare, f32
 from onnx_models import model, node
-from test_frontend_onnx import IMAGE, SIGNAL, Case, f32, same
 
 ROWS = {"x": (3, 5, 4)}
 CHANNELS = {"g": (4,), "b": (4,)}
@@ -34,7 +34,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_normalisation_agrees_with_onnxruntime(case):
-    same(case.proto(), case.feeds())
+    assert not compare(case.proto(), case.feeds()).differences
 
 
 def run(op: str, x: np.ndarray, opset: int, weights: dict[str, np.ndarray] | None = None, **attrs):

@@ -1,10 +1,6 @@
 """ONNX operators become graphs that compute what ONNX Runtime computes, in the operator sets that differ."""
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
-import onnx
 import pytest
 from bitsmith.compiler.errors import UnsupportedError
 from bitsmith.compiler.frontends import load_model
@@ -13,71 +9,12 @@ from bitsmith.compiler.frontends.onnx_nn import NN_RULES
 from bitsmith.compiler.frontends.onnx_shape import SHAPE_RULES
 from bitsmith.compiler.reference import run_reference
 from onnx import TensorProto, helper, numpy_helper
-from onnx_models import model, node, onnxruntime_outputs
+from onnx_cases import IMAGE, SIGNAL, Case, compare, f32, ints
+from onnx_models import model, node
 
-
-def same(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], atol: float = 1e-5):
-    """Import, run, compare every output with ONNX Runtime; gives the graph."""
-    graph = load_model(proto)
-    found = run_reference(graph, feeds)
-    wanted = onnxruntime_outputs(proto, feeds)
-    assert list(graph.outputs) == [value.name for value in proto.graph.output]
-    for name, array in zip(graph.outputs, wanted, strict=True):
-        assert found[name].shape == array.shape, name
-        np.testing.assert_allclose(found[name], array, atol=atol, rtol=1e-5, err_msg=name)
-    return graph
-
-
-@dataclass(frozen=True)
-class Case:
-    """One ONNX node: shapes of its inputs computed at run time, constants, attributes, operator set."""
-
-    op: str
-    inputs: str
-    shapes: dict[str, tuple[int, ...]]
-    weights: dict[str, Any] = field(default_factory=dict)
-    attrs: dict[str, Any] = field(default_factory=dict)
-    opset: int = 17
-    outputs: str = "y"
-    low: float = -3.0
-    high: float = 3.0
-
-    def __str__(self) -> str:
-        return f"{self.op}-{self.opset}-{'-'.join(f'{k}={v}' for k, v in self.attrs.items())}".replace(
-            " ", ""
-        )
-
-    def proto(self) -> onnx.ModelProto:
-        rng = np.random.default_rng(3)
-        made = {
-            k: rng.uniform(-1, 1, v).astype(np.float32) if isinstance(v, tuple) else np.array(v)
-            for k, v in self.weights.items()
-        }
-        names = [name for name in self.outputs.split() if name != "-"]
-        return model(
-            [node(self.op, self.inputs, self.outputs, **self.attrs)], self.shapes, names, made, self.opset
-        )
-
-    def feeds(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(4)
-        return {k: rng.uniform(self.low, self.high, v).astype(np.float32) for k, v in self.shapes.items()}
-
-
-IMAGE = {"x": (2, 4, 9, 8)}
 CONV = {"w": (6, 4, 3, 3), "b": (6,)}
-SIGNAL = {"x": (2, 4, 15)}
 VOLUME = {"x": (2, 4, 5, 6, 7)}
-
-
 VARIANCE = np.array([0.5, 1, 2, 3], np.float32)
-
-
-def ints(*values: int) -> np.ndarray:
-    return np.array(values, np.int64)
-
-
-def f32(value: float) -> np.ndarray:
-    return np.array(value, np.float32)
 
 
 NN = [
@@ -274,7 +211,7 @@ SHAPE = [
 
 @pytest.mark.parametrize("case", [*NN, *MATH, *SHAPE], ids=str)
 def test_an_operator_agrees_with_onnxruntime(case):
-    same(case.proto(), case.feeds())
+    assert not compare(case.proto(), case.feeds()).differences
 
 
 def test_every_rule_has_a_case():
@@ -303,12 +240,15 @@ def test_a_split_with_an_output_that_nobody_names():
 
 def test_outputs_that_nobody_reads_do_not_matter():
     nodes = [node("MaxPool", "x", "y indices", kernel_shape=[2, 2]), node("Dropout", "y", "z mask")]
-    same(model(nodes, {"x": (1, 1, 3, 3)}, ["z"]), {"x": np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)})
+    feeds = {"x": np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)}
+    assert not compare(model(nodes, {"x": (1, 1, 3, 3)}, ["z"]), feeds).differences
 
 
 def test_uint8_inputs_are_converted():
     proto = model([node("Cast", "x", to=TensorProto.FLOAT)], {"x": (2, 3)}, dtype=TensorProto.UINT8)
-    graph = same(proto, {"x": np.array([[0, 1, 2], [127, 128, 255]], np.uint8)})
+    found = compare(proto, {"x": np.array([[0, 1, 2], [127, 128, 255]], np.uint8)})
+    graph = found.graph
+    assert not found.differences
     assert [n.op for n in graph.nodes] == ["dequantize"]
 
 
@@ -325,7 +265,9 @@ def test_shape_arithmetic_vanishes():
         node("Div", "flat count"),
     ]
     weights = {"zero": np.array(0), "axes": ints(0), "rest": ints(-1)}
-    graph = same(model(nodes, {"x": (2, 3, 4)}, weights=weights), {"x": np.ones((2, 3, 4), np.float32)})
+    found = compare(model(nodes, {"x": (2, 3, 4)}, weights=weights), {"x": np.ones((2, 3, 4), np.float32)})
+    graph = found.graph
+    assert not found.differences
     assert [n.op for n in graph.nodes] == ["reshape", "div"]
 
 
@@ -341,7 +283,7 @@ def test_constants_in_all_their_forms():
         node("Mul", "xab c", "xabc"),
         node("Reshape", "xabc s"),
     ]
-    same(model(nodes, {"x": (2, 2)}), {"x": np.array([[1, 2], [3, 4]], np.float32)})
+    assert not compare(model(nodes, {"x": (2, 2)}), {"x": np.array([[1, 2], [3, 4]], np.float32)}).differences
 
 
 def test_constant_arithmetic_on_weights_is_folded(rng):
@@ -349,7 +291,9 @@ def test_constant_arithmetic_on_weights_is_folded(rng):
     weight = rng.standard_normal((300, 400)).astype(np.float32)  # larger than the optimizer folds itself
     nodes = [node("Transpose", "w", "wt"), node("Mul", "wt half", "ws"), node("MatMul", "x ws")]
     proto = model(nodes, {"x": (2, 400)}, weights={"w": weight, "half": f32(0.5)})
-    graph = same(proto, {"x": rng.standard_normal((2, 400)).astype(np.float32)}, atol=1e-3)
+    found = compare(proto, {"x": rng.standard_normal((2, 400)).astype(np.float32)}, atol=1e-3)
+    graph = found.graph
+    assert not found.differences
     assert [n.op for n in graph.nodes] == ["linear"] and len(graph.params) == 1
 
 
@@ -392,7 +336,9 @@ def test_a_convolution_keeps_its_name_when_the_optimizer_folds_its_batch_norm(rn
     ]
     stats = {name: rng.uniform(0.5, 1.5, 6).astype(np.float32) for name in "sbmv"}
     proto = model(nodes, IMAGE, weights={"w": rng.standard_normal((6, 4, 3, 3)).astype(np.float32), **stats})
-    graph = same(proto, {"x": rng.standard_normal(IMAGE["x"]).astype(np.float32)}, atol=1e-4)
+    found = compare(proto, {"x": rng.standard_normal(IMAGE["x"]).astype(np.float32)}, atol=1e-4)
+    graph = found.graph
+    assert not found.differences
     assert graph.nodes[0].op == "conv2d" and graph.nodes[0].name == "/stem/Conv"
 
 
@@ -403,7 +349,9 @@ def test_outputs_keep_their_names_and_order():
         node("Identity", "a", "c"),
         node("Neg", "x", "d"),
     ]
-    graph = same(model(nodes, {"x": (2,)}, ["d", "c", "a", "b"]), {"x": np.array([1, -2], np.float32)})
+    found = compare(model(nodes, {"x": (2,)}, ["d", "c", "a", "b"]), {"x": np.array([1, -2], np.float32)})
+    graph = found.graph
+    assert not found.differences
     assert graph.outputs == ("d", "c", "a", "b")
 
 
@@ -435,7 +383,9 @@ def test_functions_in_the_model_are_inlined():
     )
     proto = model([helper.make_node("Twice", ["x"], ["y"], domain="mine")], {"x": (2,)}, domains=["mine"])
     proto.functions.append(twice)
-    graph = same(proto, {"x": np.array([1, 2], np.float32)})
+    found = compare(proto, {"x": np.array([1, 2], np.float32)})
+    graph = found.graph
+    assert not found.differences
     assert [n.op for n in graph.nodes] == ["add"]
 
 

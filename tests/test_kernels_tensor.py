@@ -17,7 +17,7 @@ from bitsmith.targets.selection import select
 from bitsmith.targets.target import TARGETS, Target
 from bitsmith.targets.tensor_rules import TENSOR_RULES
 from kernel_cases_tensor import TENSORS
-from one_graph import ManyNodes, agree
+from one_graph import ManyNodes, disagreement
 
 # LLVM makes two registers of each vector: AVX-512's kernels, but for their instructions, on AVX2.
 WIDE = Target("wide", replace(ISAS["avx2"], lanes=16, registers=32), "AVX2 with vectors of two registers")
@@ -44,7 +44,7 @@ def wide_outcomes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 @needs_avx2
 @pytest.mark.parametrize("case", OWN)
 def test_wide_vectors(case: str) -> None:
-    agree(*wide_outcomes()[case], case)
+    assert not disagreement(*wide_outcomes()[case])
 
 
 @pytest.mark.parametrize("case", TENSORS)
@@ -70,7 +70,7 @@ def test_masked_keys_count_nothing(hidden: float) -> None:
     cut = c.finish([c.add("attention", inputs, **{f"{n}_perm": (0, 2, 1, 3) for n in "qkvy"})])
     with build(graph, HERE) as artifact:
         got = artifact.run(**feeds)
-    agree(got[graph.outputs[0]], run_reference(cut, seen)[cut.outputs[0]], "masked")
+    assert not disagreement(got[graph.outputs[0]], run_reference(cut, seen)[cut.outputs[0]])
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -89,7 +89,7 @@ def test_parts_of_which_all_keys_are_hidden(guarded: bool) -> None:
     feeds["mask"][5] = -np.inf if guarded else 0.0
     with build(graph, HERE) as artifact:
         got = artifact.run(**feeds)
-    agree(got[graph.outputs[0]], run_reference(graph, feeds)[graph.outputs[0]], "parts")
+    assert not disagreement(got[graph.outputs[0]], run_reference(graph, feeds)[graph.outputs[0]])
     assert not guarded or not got[graph.outputs[0]][5].any()
 
 
@@ -136,5 +136,5 @@ def test_chains_are_computed_together(target: Target) -> None:
         got = artifact.run(**feeds)
         steps = len(artifact.profile(**feeds, repeats=1))
     for name in graph.outputs:
-        agree(got[name], want[name], name)
+        assert not disagreement(got[name], want[name]), name
     assert steps <= len(graph.nodes) // 4

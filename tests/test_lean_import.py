@@ -120,16 +120,16 @@ assert sys.modules["bitsmith.search"] is bitsmith.search
     ],
 )
 def test_search_is_a_function_and_a_package_in_any_order(imports, tmp_path):
-    python(FAKE_PIPELINE + imports + CHECK_SEARCH, tmp_path)
+    assert python(FAKE_PIPELINE + imports + CHECK_SEARCH + "print('held')", tmp_path) == "held\n"
 
 
 def test_folders_of_the_same_name_do_not_shadow(tmp_path):
     for name in ("search", "tests", "compiler", "passes", "targets"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong folder')")
-    python(
-        "import bitsmith, bitsmith.search, bitsmith.compiler.ir, bitsmith.targets, bitsmith.passes", tmp_path
-    )
+    names = "bitsmith, bitsmith.search, bitsmith.compiler.ir, bitsmith.targets, bitsmith.passes"
+    found = python(f"import sys, {names}\nprint(*(m.__file__ for m in ({names})))", tmp_path).split()
+    assert len(found) == 5 and not any(file.startswith(str(tmp_path)) for file in found)
 
 
 def test_open_loads_little_of_ours_and_no_compression_formats(tmp_path):
