@@ -26,6 +26,7 @@ class GraphBuilder:
         self.params: dict[str, np.ndarray] = {}
         self.nodes: list[Node] = []
         self.types: dict[str, TensorType] = {}
+        self.states: list[tuple[str, str]] = []
 
     def fresh(self, wanted: str) -> str:
         """`wanted`, or with a number behind it if it is taken."""
@@ -38,6 +39,10 @@ class GraphBuilder:
         self.types[name] = TensorType(tuple(shape), dtype)
         self.inputs.append((name, self.types[name]))
         return name
+
+    def keep(self, before: str, after: str) -> None:
+        """The value `after` is the input `before` of the next run; `finish` returns it behind the outputs."""
+        self.states.append((before, after))
 
     def param(self, name: str, array: np.ndarray) -> str:
         """A parameter; the name returned may be numbered."""
@@ -88,6 +93,8 @@ class GraphBuilder:
         return tuple(names)
 
     def finish(self, outputs: Sequence[str]) -> Graph:
-        """The graph, verified."""
-        graph = Graph(self.name, tuple(self.inputs), tuple(outputs), tuple(self.nodes), self.params)
+        """The graph, verified. The outputs of states follow those given."""
+        returned = (*outputs, *(after for _, after in self.states))
+        states = tuple(self.states)
+        graph = Graph(self.name, tuple(self.inputs), returned, tuple(self.nodes), self.params, states)
         return verify(graph, "building")

@@ -2,7 +2,7 @@
 
     TensorType(shape, dtype)                            what a value is
     Node(name, op, inputs, outputs, types, attrs)       one operation; what an op means is in compiler/ops
-    Graph(name, inputs, outputs, nodes, params)         a whole network
+    Graph(name, inputs, outputs, nodes, params, states) a whole network
 
 A graph never changes: a pass makes a new one, which shares the weights (`params`) that it did not touch.
 """
@@ -90,13 +90,19 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A network. See the module docstring; `nodes` is in topological order."""
+    """A network. See the module docstring; `nodes` is in topological order.
+
+    `states` are pairs (input, output) that are one buffer: what a run leaves in the output is the input of
+    the next, zeros before the first. In a graph they are plain inputs and outputs; what is compiled keeps
+    them.
+    """
 
     name: str
     inputs: tuple[tuple[str, TensorType], ...]
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
     params: Mapping[str, np.ndarray]
+    states: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for array in self.params.values():
@@ -142,6 +148,18 @@ class Graph:
         """The node of that name. Raises KeyError."""
         return self._by_name[name]
 
+    @property
+    def fed(self) -> tuple[tuple[str, TensorType], ...]:
+        """The inputs that the caller gives in each run: all but states."""
+        kept = {value for value, _ in self.states}
+        return tuple(pair for pair in self.inputs if pair[0] not in kept)
+
+    @property
+    def returned(self) -> tuple[str, ...]:
+        """The outputs that the caller gets: all but states."""
+        kept = {value for _, value in self.states}
+        return tuple(value for value in self.outputs if value not in kept)
+
     def used_params(self) -> Iterator[str]:
         """Names of the parameters that some node reads or the graph returns, in order of first use."""
         seen = dict.fromkeys(v for node in self.nodes for v in node.inputs)
@@ -155,7 +173,8 @@ class Graph:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over structure and weights: equal graphs give equal hashes on every machine."""
-        digest = hashlib.sha256(repr((self.name, self.inputs, self.outputs, self.nodes)).encode())
+        structure = (self.name, self.inputs, self.outputs, self.nodes, *self.states)
+        digest = hashlib.sha256(repr(structure).encode())
         for name in sorted(self.used_params()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(self.params[name]).data)

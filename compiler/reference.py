@@ -20,13 +20,17 @@ def run_reference(
 ) -> dict[str, np.ndarray]:
     """Outputs by name. `observe(value name, array)` sees every input and node output as it is made.
 
-    Values are dropped after their last use. Raises InputError when an input is missing or has another type.
+    States that are not given are zeros. Values are dropped after their last use. Raises InputError when an
+    input is missing or has another type.
     """
     import torch
 
     values: dict[str, Any] = {}
+    states = {before for before, _ in graph.states}
     for name, kind in graph.inputs:
         array = inputs.get(name)
+        if array is None and name in states:
+            array = np.zeros(kind.shape, kind.dtype)
         if array is None or tuple(array.shape) != kind.shape or array.dtype.name != kind.dtype:
             found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
             raise InputError(f"input {name!r} must be {kind}, got {found}")

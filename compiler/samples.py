@@ -44,20 +44,20 @@ def iterate(graph: Graph, data: Samples) -> list[dict[str, np.ndarray]]:
 
 
 def _expected(graph: Graph) -> str:
-    inputs = ", ".join(f"{name}: {kind}" for name, kind in graph.inputs)
+    inputs = ", ".join(f"{name}: {kind}" for name, kind in graph.fed)
     return f"expected an array, a dict of arrays or a sequence of runs for the inputs {inputs}"
 
 
 def _only_input(graph: Graph, found: str) -> str:
-    if len(graph.inputs) != 1:
+    if len(graph.fed) != 1:
         raise InputError(
-            f"samples are {found}, but the model has {len(graph.inputs)} inputs; {_expected(graph)}"
+            f"samples are {found}, but the model has {len(graph.fed)} inputs; {_expected(graph)}"
         )
-    return graph.inputs[0][0]
+    return graph.fed[0][0]
 
 
 def _check_names(graph: Graph, given: Mapping[str, Any], where: str) -> None:
-    known = dict(graph.inputs)
+    known = dict(graph.fed)
     missing, unknown = [n for n in known if n not in given], [n for n in given if n not in known]
     if missing or unknown:
         lacks = f"lacks {', '.join(missing)}" if missing else ""
@@ -69,7 +69,7 @@ def _from_columns(graph: Graph, columns: Mapping[str, Any]) -> list[dict[str, np
     """Arrays with the samples stacked along a leading axis."""
     _check_names(graph, columns, "the dict of samples")
     table = {}
-    for name, kind in graph.inputs:
+    for name, kind in graph.fed:
         array = np.asarray(columns[name])
         if kind.shape[:1] == (1,) and array.shape[1:] == kind.shape[1:]:
             array = array[:, np.newaxis]
@@ -83,7 +83,7 @@ def _from_columns(graph: Graph, columns: Mapping[str, Any]) -> list[dict[str, np
         raise InputError(
             f"inputs have different numbers of samples: {', '.join(f'{n}: {c}' for n, c in counts.items())}"
         )
-    kinds = dict(graph.inputs)
+    kinds = dict(graph.fed)
     return [
         {name: _cast(array[i], kinds[name], f"sample {i}: input {name!r}") for name, array in table.items()}
         for i in range(next(iter(counts.values()), 0))
@@ -96,13 +96,13 @@ def _from_row(graph: Graph, index: int, row: Any) -> dict[str, np.ndarray]:
         _check_names(graph, row, f"sample {index}")
         arrays = dict(row)
     elif isinstance(row, (tuple, list)):
-        if len(row) != len(graph.inputs):
-            wanted = f"{len(graph.inputs)} inputs; {_expected(graph)}"
+        if len(row) != len(graph.fed):
+            wanted = f"{len(graph.fed)} inputs; {_expected(graph)}"
             raise InputError(f"sample {index} has {len(row)} arrays, the model {wanted}")
-        arrays = {name: array for (name, _), array in zip(graph.inputs, row, strict=True)}
+        arrays = {name: array for (name, _), array in zip(graph.fed, row, strict=True)}
     else:
         arrays = {_only_input(graph, "single arrays"): row}
-    return {name: _fit(arrays[name], kind, f"sample {index}: input {name!r}") for name, kind in graph.inputs}
+    return {name: _fit(arrays[name], kind, f"sample {index}: input {name!r}") for name, kind in graph.fed}
 
 
 def _fit(value: Any, kind: TensorType, what: str) -> np.ndarray:

@@ -5,6 +5,8 @@
       fc: linear(x, w) {act="clip", lo=0.0} -> y: float32[1, 3]
     }
 
+A pair of `states` is a line `state before -> after` above the parameters.
+
 Parameters are declared without their values; pass them to `parse_graph` to get a runnable graph. An absent
 input prints as `_`. Names are Python string literals where they are not plain identifiers.
 """
@@ -25,7 +27,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _TOKEN = re.compile(
     r"""\s*("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|->|-inf\b|[A-Za-z_][A-Za-z0-9_.]*|-?\d[\w.+-]*|[(){}\[\],:=])"""
 )
-_RESERVED = ("_", "param")
+_RESERVED = ("_", "param", "state")
 
 
 def _name(text: str) -> str:
@@ -58,6 +60,7 @@ def print_graph(graph: Graph) -> str:
     """The whole graph; parameters in order of first use, unused ones left out."""
     inputs = ", ".join(_typed(n, t) for n, t in graph.inputs)
     lines = [f"graph {_name(graph.name)}({inputs}) -> {_names(graph.outputs)} {{"]
+    lines += [f"  state {_name(before)} -> {_name(after)}" for before, after in graph.states]
     lines += [f"  param {_typed(p, graph.type_of(p))}" for p in graph.used_params()]
     lines += [f"  {print_node(node)}" for node in graph.nodes]
     return "\n".join([*lines, "}", ""])
@@ -193,6 +196,11 @@ def parse_graph(text: str, params: Mapping[str, np.ndarray] | None = None) -> Gr
         reader.accept(",")
     reader.take("->")
     outputs = reader.listed("{")
+    states = []
+    while reader.accept("state"):
+        before = reader.name()
+        reader.take("->")
+        states.append((before, reader.name()))
     table: dict[str, np.ndarray] = {}
     while reader.accept("param"):
         param, kind = reader.typed()
@@ -202,4 +210,4 @@ def parse_graph(text: str, params: Mapping[str, np.ndarray] | None = None) -> Gr
         nodes.append(_node(reader))
     if reader.peek():
         raise reader.fail("the end")
-    return Graph(name, tuple(inputs), tuple(outputs), tuple(nodes), table)
+    return Graph(name, tuple(inputs), tuple(outputs), tuple(nodes), table, tuple(states))

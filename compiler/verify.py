@@ -44,6 +44,19 @@ def _check(graph: Graph) -> None:
     missing = [value for value in graph.outputs if value not in known]
     if missing:
         raise TypeRuleError(f"graph outputs {', '.join(missing)} are made by no node")
+    _check_states(graph)
+
+
+def _check_states(graph: Graph) -> None:
+    inputs = dict(graph.inputs)
+    for before, after in graph.states:
+        if before not in inputs or after not in graph.outputs:
+            raise TypeRuleError(f"state {before!r} -> {after!r} is not a graph input and a graph output")
+        if inputs[before] != graph.types[after]:
+            raise TypeRuleError(f"state {before!r} is {inputs[before]}, {after!r} is {graph.types[after]}")
+    for side in zip(*graph.states, strict=True):
+        if len(set(side)) != len(side) or any(side.count(v) < graph.outputs.count(v) for v in side):
+            raise TypeRuleError(f"two states, or a state and an output, share one of {', '.join(side)}")
 
 
 def _check_node(graph: Graph, node: Node, known: set[str]) -> None:

@@ -52,8 +52,9 @@ def run_passes(
 
 
 def _check_interface(before: Graph, after: Graph) -> None:
-    if before.inputs != after.inputs or before.outputs != after.outputs:
-        raise InternalError("the pass changed the graph's inputs or outputs")
+    interfaces = [(graph.inputs, graph.outputs, graph.states) for graph in (before, after)]
+    if interfaces[0] != interfaces[1]:
+        raise InternalError("the pass changed the graph's inputs, outputs or states")
     kinds = [(value, before.type_of(value), after.type_of(value)) for value in before.outputs]
     changed = [f"{value} from {old} to {new}" for value, old, new in kinds if old != new]
     if changed:

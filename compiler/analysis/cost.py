@@ -35,7 +35,7 @@ class Cost:
         return self.flops / max(1, self.read_bytes + self.write_bytes + self.param_bytes)
 
 
-MULTIPLYING = ("conv2d", "linear", "matmul", "attention")
+MULTIPLYING = ("conv2d", "linear", "matmul", "attention", "cached_attention")
 
 
 def node_cost(graph: Graph, node: Node) -> Cost:

@@ -1,6 +1,7 @@
 """The operators. To add one, write its OpDef in the file of its family and list it here."""
 
 from .activations import ACTIVATIONS
+from .cache import CACHES
 from .compare import COMPARE
 from .conv import CONV2D
 from .depth import DEPTH_TO_SPACE
@@ -17,6 +18,7 @@ from .quant import BATCH_NORM, DEQUANTIZE, QUANTIZE
 from .recurrent import RECURRENT
 from .reduce import REDUCES
 from .resize import RESIZE
+from .rope import ROPE
 from .scatter import SCATTERS
 from .shape import SHAPES
 
@@ -29,6 +31,8 @@ OPS: dict[str, OpDef] = {
         LINEAR,
         MATMUL,
         ATTENTION,
+        ROPE,
+        *CACHES,
         *ELEMENTWISE,
         *COMPARE,
         *GATHERS,

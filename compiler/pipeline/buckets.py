@@ -58,17 +58,17 @@ def check_alike(graphs: Sequence[Graph]) -> None:
             )
     seen: dict[tuple[tuple[int, ...], ...], int] = {}
     for k, graph in enumerate(graphs):
-        shapes = tuple(kind.shape for _, kind in graph.inputs)
+        shapes = tuple(kind.shape for _, kind in graph.fed)
         if (before := seen.setdefault(shapes, k)) != k:
             raise InputError(
                 f"shapes {before} and {k} give the inputs the same shapes, "
-                f"{', '.join(f'{name}: {kind}' for name, kind in graph.inputs)}: leave one out"
+                f"{', '.join(f'{name}: {kind}' for name, kind in graph.fed)}: leave one out"
             )
 
 
 def _difference(first: Graph, other: Graph) -> str:
     for what, mine, theirs in zip(
-        ("names", "inputs", "outputs", "layers"), _outline(first), _outline(other), strict=True
+        ("names", "inputs", "outputs", "states", "layers"), _outline(first), _outline(other), strict=True
     ):
         if mine != theirs:
             only = [x for x in mine if x not in theirs] or [x for x in theirs if x not in mine] or mine
@@ -81,5 +81,6 @@ def _outline(graph: Graph) -> tuple[list[Any], ...]:
         [graph.name],
         [(name, kind.dtype) for name, kind in graph.inputs],
         [(name, graph.type_of(name).dtype) for name in graph.outputs],
+        [(before, after, str(graph.type_of(before))) for before, after in graph.states],
         sorted((n.name, n.op, graph.type_of(n.inputs[1]).shape) for n in layers_of(graph)),
     )

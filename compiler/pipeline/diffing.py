@@ -98,7 +98,7 @@ def diff(
     if not tolerance > 0:
         raise InputError(f"tolerance must be above 0, got {tolerance}")
     report = progress or (lambda stage, done, total: None)
-    feeds = [random_feed(graph.inputs)] if inputs is None else iterate(graph, inputs)
+    feeds = [random_feed(graph.fed)] if inputs is None else iterate(graph, inputs)
     with ExitStack() as stack:
         subject = artifact if isinstance(artifact, Artifact) else stack.enter_context(open(artifact))
         exposed = expose_artifact(graph, subject, lambda d, n: report("compiling kernels", d, n))

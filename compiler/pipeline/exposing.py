@@ -72,8 +72,8 @@ def expose_artifact(graph: Graph, artifact: Artifact, progress: Callable[[int, i
 
 
 def _check_interface(graph: Graph, artifact: Artifact) -> None:
-    inputs = tuple(ArraySpec(name, kind.shape, kind.dtype) for name, kind in graph.inputs)
-    kinds = [(v, graph.type_of(v)) for v in graph.outputs]
+    inputs = tuple(ArraySpec(name, kind.shape, kind.dtype) for name, kind in graph.fed)
+    kinds = [(v, graph.type_of(v)) for v in graph.returned]
     outputs = tuple(ArraySpec(v, kind.shape, kind.dtype) for v, kind in kinds)
     for what, own, theirs in (
         ("inputs", inputs, artifact.inputs),

@@ -139,9 +139,9 @@ def _model_info(graph: Graph, target: str) -> ModelInfo:
     return ModelInfo(
         name=graph.name,
         hash=graph.content_hash,
-        inputs=tuple(ArraySpec(name, kind.shape, kind.dtype) for name, kind in prepared.inputs),
+        inputs=tuple(ArraySpec(name, kind.shape, kind.dtype) for name, kind in prepared.fed),
         outputs=tuple(
-            ArraySpec(v, prepared.type_of(v).shape, prepared.type_of(v).dtype) for v in prepared.outputs
+            ArraySpec(v, prepared.type_of(v).shape, prepared.type_of(v).dtype) for v in prepared.returned
         ),
         macs=sum(node_cost(prepared, node).macs for node in prepared.nodes),
         param_bytes=prepared.param_bytes,

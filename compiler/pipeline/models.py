@@ -209,7 +209,7 @@ def _ranges(prepared: Graph, plan: Plan, calibration: Samples | None, report: Pr
     if not quantised:
         return None
     if calibration is None:
-        kinds = ", ".join(f"{name}: {kind}" for name, kind in prepared.inputs)
+        kinds = ", ".join(f"{name}: {kind}" for name, kind in prepared.fed)
         raise InputError(
             f"the plan makes {len(quantised)} layer(s) int8, which needs calibration data: give 20 to 200 "
             f"typical inputs ({kinds}) as `calibration` (command line: --calibration FILE.npy)"
@@ -225,7 +225,7 @@ def _ranges(prepared: Graph, plan: Plan, calibration: Samples | None, report: Pr
 
 def _first_feed(graph: Graph, calibration: Samples | None) -> dict[str, np.ndarray]:
     """Inputs for the profile: the first sample, or noise."""
-    return random_feed(graph.inputs) if calibration is None else iterate(graph, calibration)[0]
+    return random_feed(graph.fed) if calibration is None else iterate(graph, calibration)[0]
 
 
 def _with_ledger(artifact: Artifact, rows: Sequence[LedgerRow]) -> Artifact:
