@@ -205,7 +205,7 @@ def test_both_products_give_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> No
     results: dict[str, Any] = {}
     for dot in ("ubs256", "madd256"):
         if dot == "madd256":
-            monkeypatch.setattr("bitsmith.targets.selection.pairs_bounded", lambda *args: False)
+            monkeypatch.setattr("bitsmith.targets.select_conv.pairs_bounded", lambda *args: False)
         assert chosen(graph).dot == dot
         with build(graph, AVX2) as artifact:
             (results[dot],) = artifact.run(x).values()

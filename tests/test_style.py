@@ -58,11 +58,13 @@ def overlong_functions(files: list[Path], root: Path) -> list[str]:
 
 
 def test_ruff_finds_nothing():
-    assert not complaints("ruff", "check", ".")
+    said = complaints("ruff", "check", ".")
+    assert not said, said
 
 
 def test_ruff_would_format_nothing():
-    assert not complaints("ruff", "format", "--check", ".")
+    said = complaints("ruff", "format", "--check", ".")
+    assert not said, said
 
 
 @pytest.fixture
@@ -79,13 +81,15 @@ def typed_tree(tmp_path):
 
 def test_types_hold(typed_tree):
     mypy = ("mypy", f"--config-file={ROOT / 'pyproject.toml'}", f"--cache-dir={ROOT / '.mypy_cache'}")
-    assert not complaints(*mypy, "-p", "bitsmith", cwd=typed_tree, MYPYPATH=str(typed_tree))
+    said = complaints(*mypy, "-p", "bitsmith", cwd=typed_tree, MYPYPATH=str(typed_tree))
+    assert not said, said
     for folder in SCRIPTS:
         scripts = [f"{folder}/{file.name}" for file in sorted((ROOT / folder).glob("*.py"))]
         if scripts:
             path = os.pathsep.join([str(typed_tree), str(typed_tree / folder)])
             loose = (*mypy, "--explicit-package-bases")
-            assert not complaints(*loose, *scripts, cwd=typed_tree, MYPYPATH=path), folder
+            said = complaints(*loose, *scripts, cwd=typed_tree, MYPYPATH=path)
+            assert not said, said
 
 
 def test_files_are_short():

@@ -87,10 +87,12 @@ class Converter:
     """The graph under construction, with the ONNX names of its values.
 
     `values`: ONNX value -> value of the graph; `constants`: ONNX value -> array known at import.
-    A constant becomes a parameter only when a node reads it as an operand.
+    A constant becomes a parameter only when a node reads it as an operand. `rules` are all of them, for those
+    that build on another operator's.
     """
 
-    def __init__(self, name: str, taken: Sequence[str]) -> None:
+    def __init__(self, name: str, taken: Sequence[str], rules: Mapping[str, Rule]) -> None:
+        self.rules = rules
         self.builder = GraphBuilder(name)
         self.values: dict[str, str] = {}
         self.constants: dict[str, np.ndarray] = {}
@@ -119,6 +121,17 @@ class Converter:
             self.values[name] = result
         else:
             self.constants[name] = result
+
+    def apply(self, node: OnnxNode) -> Sequence[Result]:
+        """What the rule of the node's operator makes of it, output by output. Raises UnsupportedForm."""
+        made = self.rules[node.op](self, node)
+        return [made] if isinstance(made, (str, np.ndarray)) else made
+
+    def computed(self, node: OnnxNode) -> str:
+        """The first of them, of a node with an operand that is not constant."""
+        made = self.apply(node)[0]
+        assert isinstance(made, str)
+        return made
 
     def constant(self, node: OnnxNode, index: int) -> np.ndarray | None:
         """The input's value if it is known now, else None."""

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import InternalError, ModelError, UnsupportedError
 from ..ir import DTYPES, Graph, TensorType
 from ..ops import OPS, TypeRuleError
-from .converter import Converter, OnnxNode, Result, UnsupportedForm, ValueNeeded, numbered
+from .converter import Converter, OnnxNode, UnsupportedForm, ValueNeeded, numbered
 from .onnx_constants import bind_inputs, sources
 from .onnx_control import expand
 from .onnx_fold import fold, foldable, stays
@@ -109,7 +109,7 @@ def _layer_names(model: Any) -> dict[str, str]:
 
 
 def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Graph:
-    work = _Import(model, label, names, Converter(title, _value_names(model.graph)))
+    work = _Import(model, label, names, Converter(title, _value_names(model.graph), RULES))
     work.add_inputs()
     for proto in model.graph.node:
         work.add_node(proto)
@@ -298,20 +298,18 @@ class _Import:
         return True
 
     def _apply(self, node: OnnxNode) -> bool:
-        rule = RULES.get(node.op)
-        if rule is None:
+        if node.op not in RULES:
             self._report(node, hint_of(node.op))
             return False
         if any(name in self.lost for name in node.inputs):
             return False
         try:
             with self._sensible(node):
-                results = rule(self.converter, node)
+                results = self.converter.apply(node)
         except (UnsupportedForm, TypeRuleError) as problem:
             self._refuse(node, problem)
             return False
-        listed: Sequence[Result] = [results] if isinstance(results, (str, np.ndarray)) else results
-        for name, result in zip(node.outputs, listed, strict=False):
+        for name, result in zip(node.outputs, results, strict=False):
             if name:
                 self.converter.define(name, result)
         return True

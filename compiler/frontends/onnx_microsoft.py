@@ -14,13 +14,7 @@ OPSET = 17
 
 def _part(c: Converter, node: OnnxNode, op: str, inputs: tuple[str, ...], **attrs: object) -> str:
     """What the rule of an ONNX operator makes of inputs given by their ONNX names."""
-    from .onnx_ops import RULES  # which lists the rules of this file too
-
-    inner = OnnxNode(node.name, op, inputs, (f"{node.output}.{op}",), attrs, OPSET)
-    made = RULES[op](c, inner)
-    made = made if isinstance(made, str) else list(made)[0]
-    assert isinstance(made, str)
-    return made
+    return c.computed(OnnxNode(node.name, op, inputs, (f"{node.output}.{op}",), attrs, OPSET))
 
 
 def _with_bias(c: Converter, node: OnnxNode, index: int) -> str:

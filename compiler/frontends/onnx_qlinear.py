@@ -15,16 +15,6 @@ FOLLOWED_OPSET = 17
 """ONNX's operator set whose meaning ONNX Runtime's own operators have."""
 
 
-def _convert(c: Converter, node: OnnxNode) -> str:
-    """What the rule of a float operator makes of the node."""
-    from .onnx_ops import RULES  # which lists the rules of this file too
-
-    made = RULES[node.op](c, node)
-    made = made if isinstance(made, str) else list(made)[0]
-    assert isinstance(made, str)
-    return made
-
-
 def _weights_real(
     c: Converter, node: OnnxNode, at: int, axis: int, what: str
 ) -> tuple[str, np.ndarray, np.ndarray]:
@@ -72,7 +62,7 @@ def _qlinear_conv(c: Converter, node: OnnxNode) -> Result:
         bias = f"{node.inputs[8]}.real.{node.output}"
         c.constants[bias] = (c.known(node, 8, "bias") * (np.float64(x_scale) * scales)).astype(np.float32)
         inputs.append(bias)
-    y = _convert(c, _inner(node, "Conv", tuple(inputs)))
+    y = c.computed(_inner(node, "Conv", tuple(inputs)))
     return store(c, node, y, *_numbers(c, node, 6, 7), _stored_type(c, node, 7))
 
 
@@ -87,7 +77,7 @@ def _qlinear_matmul(c: Converter, node: OnnxNode) -> Result:
             scale, zero = _numbers(c, node, at + 1, at + 2)
             c.values[name] = real(c, node, c.value(node, at), scale, zero, f"operand{at}")
         names.append(name)
-    y = _convert(c, _inner(node, "MatMul", tuple(names)))
+    y = c.computed(_inner(node, "MatMul", tuple(names)))
     return store(c, node, y, *_numbers(c, node, 6, 7), _stored_type(c, node, 7))
 
 
@@ -114,7 +104,7 @@ def _integer(op: str) -> Rule:
             else:
                 c.values[name] = _centred(c, node, i)
             names.append(name)
-        y = _convert(c, _inner(node, op, tuple(names)))
+        y = c.computed(_inner(node, op, tuple(names)))
         return c.emit(node, "cast", [c.emit(node, "round", [y], "whole")], to="int32")
 
     return rule
@@ -159,7 +149,7 @@ def _unary(op: str, drop: tuple[str, ...] = ()) -> Rule:
     def rule(c: Converter, node: OnnxNode) -> Result:
         name = f"{node.inputs[0]}.real"
         c.values[name] = real(c, node, c.value(node), *_numbers(c, node, 1, 2), "x")
-        y = _convert(c, _inner(node, op, (name,), drop))
+        y = c.computed(_inner(node, op, (name,), drop))
         return store(c, node, y, *_numbers(c, node, 3, 4), _stored_type(c, node, 4))
 
     return rule
@@ -186,7 +176,7 @@ def _qgemm(c: Converter, node: OnnxNode) -> Result:
         step = np.float64(a_scale) * scales * node.get_float("alpha", 1.0)
         c.constants[f"{node.inputs[6]}.real"] = (c.known(node, 6, "bias") * step).astype(np.float32)
         inputs.append(f"{node.inputs[6]}.real")
-    y = _convert(c, _inner(node, "Gemm", tuple(inputs)))
+    y = c.computed(_inner(node, "Gemm", tuple(inputs)))
     if not node.has_input(7):
         return y
     return store(c, node, y, *_numbers(c, node, 7, 8), _stored_type(c, node, 8))

@@ -9,6 +9,7 @@ import numpy as np
 
 from .epilogue import UNIT, Epilogue, unit_order
 from .mac import ROW_DOTS, RowDot
+from .window import Window
 
 FLOAT_TILE = 7
 """Output pixels of a float32 tile at most: with the weights of a tap row this fills 16 registers."""
@@ -23,23 +24,13 @@ of."""
 
 
 @dataclass(frozen=True)
-class DepthwiseSpec:
-    """Geometry of an NHWC depthwise conv2d, instruction set and epilogue."""
+class DepthwiseSpec(Window):
+    """An NHWC depthwise conv2d: its window, instruction set and epilogue."""
 
     lanes: int
     registers: int
     dot: str
     x_dtype: str
-    n: int
-    h: int
-    w: int
-    c: int
-    oh: int
-    ow: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    pads: tuple[int, int]  # top, left
     x_zero: int
     epilogue: Epilogue
 

@@ -11,6 +11,7 @@ import numpy as np
 from .epilogue import UNIT, Epilogue, unit_order
 from .mac import Mac, mac_for
 from .tiling import Split, best_tile, split
+from .window import Window
 
 SCRATCH_BYTES = 192 * 1024
 CHUNK_BYTES = 96 * 1024
@@ -21,8 +22,8 @@ UNROLL_STEPS = 36
 
 
 @dataclass(frozen=True)
-class GemmSpec:
-    """Geometry of a conv2d (a linear layer is a 1x1 convolution over its rows), instruction set and epilogue.
+class GemmSpec(Window):
+    """A conv2d (a linear layer is a 1x1 convolution over its rows): window, instruction set and epilogue.
 
     `nchw_in`: the input is [n, c, h, w]; otherwise, and for the output always, [n, h, w, c].
     """
@@ -31,17 +32,7 @@ class GemmSpec:
     registers: int
     dot: str
     x_dtype: str
-    n: int
-    h: int
-    w: int
-    c: int
-    oh: int
-    ow: int
     oc: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    pads: tuple[int, int]  # top, left
     groups: int
     nchw_in: bool
     x_zero: int

@@ -9,25 +9,16 @@ from typing import Any
 from . import emit
 from .epilogue import real
 from .partial import load_part, store_part
+from .window import Window
 
 
 @dataclass(frozen=True)
-class PoolSpec:
+class PoolSpec(Window):
     """`kind` is "max" or "avg"; avg is float32 only. `count_pad`: the mean divides by the whole window."""
 
     kind: str
     lanes: int
     dtype: str
-    n: int
-    h: int
-    w: int
-    c: int
-    oh: int
-    ow: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilations: tuple[int, int]
-    pads: tuple[int, int]  # top, left
     count_pad: bool
     padded: tuple[int, int] = (0, 0)  # height and width of the padded input, over which count_pad counts
 
