@@ -38,6 +38,7 @@ def emit_model_c(program: Program, weights_hash: int, others: Sequence[Program] 
         _array("const char *const features[]", [*map(c_string, program.features), "0"]),
         *entries,
         _array("const bs_entry entries[]", rows),
+        _tensors("state", program.states),
         _model(programs, weights_hash),
     ]
     return "\n".join(parts)
@@ -55,7 +56,11 @@ def _check(program: Program, arity: dict[str, int]) -> None:
         Space.WEIGHTS: program.weights_bytes,
         Space.INPUT: len(program.inputs),
         Space.OUTPUT: len(program.outputs),
+        Space.STATE: program.state_bytes,
     }
+    for limit in program.limits:
+        if program.inputs[limit.input].dtype not in ("int32", "int64"):
+            raise InternalError(f"{program.name}: {limit} of an input that is no integer")
     for step in program.steps:
         where = f"step {step.symbol!r} of layer {step.layer!r}"
         if not _IDENTIFIER.fullmatch(step.symbol) or step.symbol.startswith(_RESERVED):
@@ -73,7 +78,8 @@ def _check(program: Program, arity: dict[str, int]) -> None:
 def _check_alike(first: Program, other: Program) -> None:
     def said(program: Program) -> tuple[object, ...]:
         specs = [[(s.name, s.dtype) for s in each] for each in (program.inputs, program.outputs)]
-        return program.name, program.weights_bytes, program.features, specs
+        kept = program.states, program.state_bytes
+        return program.name, program.weights_bytes, program.features, specs, kept
 
     if said(first) != said(other):
         raise InternalError(
@@ -95,6 +101,8 @@ def _pointer(place: Place) -> str:
             return f"(void *)f->inputs[{place.offset}]"
         case Space.OUTPUT:
             return f"f->outputs[{place.offset}]"
+        case Space.STATE:
+            return f"f->states + {place.offset}"
 
 
 def _array(declaration: str, rows: Iterable[str]) -> str:
@@ -111,7 +119,17 @@ def _entry(number: int, program: Program, calls: dict[str, str]) -> list[str]:
         _tensors(f"input{number}_", program.inputs),
         _tensors(f"output{number}_", program.outputs),
         _array(f"const bs_step steps{number}[]", steps or ["{0}"]),
+        _array(f"const bs_limit limits{number}[]", _limits(program) or ["{0}"]),
     ]
+
+
+def _limits(program: Program) -> list[str]:
+    rows = []
+    for limit in program.limits:
+        spec = program.inputs[limit.input]
+        count = int(np.prod(spec.shape, dtype=np.int64))
+        rows.append(f"{{{limit.input}, {np.dtype(spec.dtype).itemsize}, {count}, {limit.most}}}")
+    return rows
 
 
 def _entry_fields(number: int, program: Program) -> dict[str, object]:
@@ -122,6 +140,8 @@ def _entry_fields(number: int, program: Program) -> dict[str, object]:
         "input_count": len(program.inputs),
         "output_count": len(program.outputs),
         "step_count": len(program.steps),
+        "limits": f"limits{number}",
+        "limit_count": len(program.limits),
     }
 
 
@@ -142,6 +162,9 @@ def _model(programs: Sequence[Program], weights_hash: int) -> str:
         "features": "features",
         "entries": "entries",
         "entry_count": len(programs),
+        "states": "states",
+        "state_count": len(programs[0].states),
+        "state_bytes": f"UINT64_C({programs[0].state_bytes})",
         "arena_bytes": f"UINT64_C({max(program.arena_bytes for program in programs)})",
         "weight_bytes": f"UINT64_C({programs[0].weights_bytes})",
         "weight_hash": f"UINT64_C({weights_hash})",

@@ -19,6 +19,7 @@ from .kernels.pointwise import CopySpec
 from .program import Place, Program, Space, Step, TensorSpec
 from .relax_kernels import relax_calls
 from .selection import select
+from .states import in_place, limits, state_layout
 from .target import Target
 from .work import call_works, chain_works, copy_work
 
@@ -50,6 +51,8 @@ def node_calls(graph: Graph, node: Node, target: Target) -> tuple[KernelCall, ..
     if not all(graph.type_of(v).size for v in node.inputs if v):
         raise UnsupportedError(f"{node.op} reads an empty tensor: take out of the model what makes it")
     own = select(graph, node, target.isa)
+    if isinstance(own, tuple):
+        return own
     return (own,) if own else relax_calls(graph, node)
 
 
@@ -66,14 +69,21 @@ def lower(graph: Graph, target: Target) -> Lowered:
     after = [_copy(graph, value, *places, kernels) for value, places in placer.copies_out()]
     program = Program(
         name=graph.name,
-        inputs=tuple(TensorSpec(n, t.shape, t.dtype) for n, t in graph.inputs),
-        outputs=tuple(TensorSpec(n, graph.type_of(n).shape, graph.type_of(n).dtype) for n in graph.outputs),
+        inputs=_specs(graph, [n for n, _ in graph.fed]),
+        outputs=_specs(graph, graph.returned),
         steps=(*before, *steps, *after),
         arena_bytes=placer.arena_bytes,
         weights_bytes=placer.weights_bytes,
         features=target.features,
+        states=_specs(graph, [before for before, _ in graph.states]),
+        state_bytes=placer.states.nbytes,
+        limits=limits(graph),
     )
     return Lowered(program, kernels, tuple(placer.weights))
+
+
+def _specs(graph: Graph, values: Sequence[str]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(v, graph.type_of(v).shape, graph.type_of(v).dtype) for v in values)
 
 
 def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work]]:
@@ -110,8 +120,8 @@ def _copy(graph: Graph, value: str, source: Place, to: Place, kernels: dict[str,
 
 
 def _roots(graph: Graph) -> dict[str, str]:
-    """Alias -> the value whose bytes it has, through chains."""
-    roots: dict[str, str] = {}
+    """Alias -> the value whose bytes it has, through chains; a state for what is written in its place."""
+    roots: dict[str, str] = in_place(graph)
     for node in graph.nodes:
         if node.op in ALIASES:
             roots[node.output] = roots.get(node.inputs[0], node.inputs[0])
@@ -122,7 +132,9 @@ class _Placer:
     """Gives every operand its address.
 
     A value lives where the caller has it if it is a graph input or output (one that is both, or is returned
-    twice, is copied to its other places in the end), in weights.bin if it is a parameter, else in the arena.
+    twice, is copied to its other places in the end), in weights.bin if it is a parameter, in the instance's
+    own memory if it is a state, else in the arena. What a state becomes is written there, or copied in the
+    end.
     int8 layers may read a few bytes beyond a buffer (arena.SLACK), which must not be the caller's: what they
     read lives in the arena and is copied.
     """
@@ -133,12 +145,14 @@ class _Placer:
         self.weights: list[tuple[int, Callable[[], np.ndarray]]] = []
         self.weights_bytes = 0
         self.params: dict[str, Place] = {}
-        self.inputs = {name: Place(Space.INPUT, i) for i, (name, _) in enumerate(graph.inputs)}
+        self.states = state_layout(graph)
+        self.inputs = {name: Place(Space.INPUT, i) for i, (name, _) in enumerate(graph.fed)}
         self.overread = {self._root(n.inputs[0]) for n in graph.nodes if OPS[n.op].layer} & {
             v for v, kind in graph.types.items() if kind.dtype == "uint8"
         }
         self.fixed = {v: place for v, place in self.inputs.items() if v not in self.overread}
-        for i, output in enumerate(graph.outputs):
+        self.fixed |= {v: Place(Space.STATE, offset) for v, offset in self.states.offsets.items()}
+        for i, output in enumerate(graph.returned):
             root = self._root(output)
             if root not in self.inputs and root not in graph.params and root not in self.overread:
                 self.fixed.setdefault(root, Place(Space.OUTPUT, i))
@@ -181,12 +195,16 @@ class _Placer:
         return [(v, (place, self.place(v))) for v, place in moved]
 
     def copies_out(self) -> list[tuple[str, tuple[Place, Place]]]:
-        """(value, (from, to)) of outputs that no kernel writes to where the caller wants them."""
+        """(value, (from, to)) of outputs and states that no kernel writes to where they are wanted. States
+        come last: an output may be what a state was before."""
         copies = []
-        for i, output in enumerate(self.graph.outputs):
-            to = Place(Space.OUTPUT, i)
-            if self.graph.type_of(output).size and (source := self.place(output)) != to:
-                copies.append((output, (source, to)))
+        wanted = [(v, Place(Space.OUTPUT, i)) for i, v in enumerate(self.graph.returned)]
+        wanted += [(after, self.fixed[before]) for before, after in self.graph.states]
+        for value, to in wanted:
+            if self.graph.type_of(value).size and (source := self.place(value)) != to:
+                if source.space is to.space is Space.STATE:
+                    raise UnsupportedError(f"{value} is one state before and another after a run")
+                copies.append((value, (source, to)))
         return copies
 
     def _weights(self, operand: Weights) -> Place:

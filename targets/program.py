@@ -13,14 +13,15 @@ class Space(Enum):
     WEIGHTS = "weights"
     INPUT = "input"
     OUTPUT = "output"
+    STATE = "state"
 
 
 @dataclass(frozen=True)
 class Place:
     """One pointer argument of a kernel call.
 
-    `offset` counts bytes from the start of the arena or of `weights.bin`; for INPUT and OUTPUT it is the
-    index of the graph's input or output, whose start is meant.
+    `offset` counts bytes from the start of the arena, the states or `weights.bin`; for INPUT and OUTPUT it is
+    the index of the graph's input or output, whose start is meant.
     """
 
     space: Space
@@ -53,8 +54,20 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """Elements of the program's input of that number (int32 or int64) must be 0 to `most`."""
+
+    input: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Program:
-    """A whole network. `features` are the CPU features its kernels need, by their names in /proc/cpuinfo."""
+    """A whole network. `features` are the CPU features its kernels need, by their names in /proc/cpuinfo.
+
+    `states` is what an instance keeps from run to run, in `state_bytes` of memory of its own; `inputs` and
+    `outputs` are without them.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -63,3 +76,6 @@ class Program:
     arena_bytes: int
     weights_bytes: int
     features: tuple[str, ...]
+    states: tuple[TensorSpec, ...] = ()
+    state_bytes: int = 0
+    limits: tuple[Limit, ...] = ()

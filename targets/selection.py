@@ -21,11 +21,12 @@ from .select_recurrent import RECURRENT_RULES
 from .select_resize import PLACE_RULES
 from .tensor_rules import TENSOR_RULES
 
-Rule = Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]
+Calls = KernelCall | tuple[KernelCall, ...]
+Rule = Callable[[Graph, Node, dict[str, Any], Isa], Calls | None]
 
 
-def select(graph: Graph, node: Node, isa: Isa) -> KernelCall | None:
-    """The kernel call for a node, None when no own kernel fits."""
+def select(graph: Graph, node: Node, isa: Isa) -> Calls | None:
+    """The kernel call for a node, or several, in order; None when no own kernel fits."""
     attrs = OPS[node.op].complete(node.attrs)
     rules = [table[node.op] for table in (RULES, TENSOR_RULES) if node.op in table]
     return next((call for rule in rules if (call := rule(graph, node, attrs, isa))), None)

@@ -365,9 +365,9 @@ def test_missing_cpu_features_are_named(tools: tiny.Toolbox, weights: Path) -> N
 
 
 def test_every_code_has_a_meaning(library: Library) -> None:
-    meanings = {library.c.bitsmith_strerror(code) for code in range(9)}
-    assert len(meanings) == 9
-    assert library.c.bitsmith_strerror(9) == library.c.bitsmith_strerror(-1) == b"unknown error code"
+    meanings = {library.c.bitsmith_strerror(code) for code in range(10)}
+    assert len(meanings) == 10
+    assert library.c.bitsmith_strerror(10) == library.c.bitsmith_strerror(-1) == b"unknown error code"
 
 
 # ---- what is inside, against an independent truth

@@ -7,7 +7,7 @@ artifact.py    Artifact and open
 """
 
 from .artifact import Artifact, StepTime, open
-from .manifest import ArraySpec, Entry, FileRecord, Manifest
+from .manifest import ArraySpec, Entry, FileRecord, Language, Manifest
 from .store import check_files, check_replaceable, read_manifest, read_ranges, write_artifact
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Artifact",
     "Entry",
     "FileRecord",
+    "Language",
     "Manifest",
     "StepTime",
     "check_files",

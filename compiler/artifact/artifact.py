@@ -42,7 +42,7 @@ def open(path: str | os.PathLike[str], *, temporary: bool = False) -> Artifact:
     check_files(place, manifest, hashed=(LIBRARY,))
     native = Native(place, manifest.target)
     entries = tuple((entry.inputs, entry.outputs) for entry in manifest.entries)
-    if native.description != (entries, manifest.arena_bytes):
+    if native.description != (entries, manifest.arena_bytes, manifest.states):
         native.close()
         raise ArtifactError(
             f"{place}: model.so and manifest.json describe different models: compile it again"
@@ -82,6 +82,11 @@ class Artifact:
         return self.manifest.entries
 
     @property
+    def states(self) -> tuple[ArraySpec, ...]:
+        """What it keeps from run to run, for all entries, until `reset`; each opened artifact has its own."""
+        return self.manifest.states
+
+    @property
     def plan(self) -> Mapping[str, Any]:
         """The Plan that it was compiled with, as JSON data."""
         return self.manifest.plan
@@ -98,7 +103,7 @@ class Artifact:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of working memory, beside the mapped weights and the caller's inputs and outputs."""
+        """Bytes of working memory, beside the mapped weights, states, and the caller's inputs and outputs."""
         return self.manifest.arena_bytes
 
     @property
@@ -115,7 +120,8 @@ class Artifact:
 
         Arrays need the exact shapes of one of `entries`. Another data type is converted when no value can
         change (numpy's "safe" rule: float16 or uint8 to float32, but not float64); a view that the library
-        cannot read in place is copied. Raises InputError.
+        cannot read in place is copied. What the model keeps from run to run (`states`) is no input: a run
+        reads and changes it, unless it is refused. Raises InputError.
         """
         return self._run(None, arrays, named)
 
@@ -188,6 +194,10 @@ class Artifact:
             for spec, array in zip(chosen, given, strict=True)
         ]
         return {s.name: np.pad(a, gap) for s, a, gap in zip(chosen, given, gaps, strict=True)}
+
+    def reset(self) -> None:
+        """Makes all `states` zeros again, as they are after opening."""
+        self._native.reset()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copies the artifact to the directory `path`, which appears complete or not at all, and returns it.

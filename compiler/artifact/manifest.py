@@ -14,12 +14,20 @@ import numpy as np
 from ..errors import ArtifactError
 
 FORMAT = "bitsmith-artifact"
-FORMAT_VERSION = 3
-LACKING: Mapping[int, Mapping[str, Any]] = {1: {"steps": [], "others": []}, 2: {"others": []}, 3: {}}
+FORMAT_VERSION = 4
+_KEPT: Mapping[str, Any] = {"states": [], "language": None}
+LACKING: Mapping[int, Mapping[str, Any]] = {
+    1: {"steps": [], "others": [], **_KEPT},
+    2: {"others": [], **_KEPT},
+    3: _KEPT,
+    4: {},
+}
 """Versions that can be read -> what they did not say yet."""
 T = TypeVar("T")
 USUAL = ("float32", "uint8", "int8", "int32", "int64", "bool")
 LIBRARY, WEIGHTS, MANIFEST, HEADER = "model.so", "weights.bin", "manifest.json", "bitsmith.h"
+TOKENIZER = "tokenizer.json"
+"""Of a language model, in the form of the `tokenizers` library."""
 RANGES = "ranges.json"
 """Calibration ranges behind the int8 layers: nothing reads them at run time, `bitsmith diff` does."""
 
@@ -61,6 +69,25 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Language:
+    """What generating text needs to know of a language model.
+
+    context     tokens that its caches hold, prompt and answer together
+    chunk       tokens that its longest entry reads in one run; 1 where there is only the entry for one
+    vocabulary  how many tokens there are, and numbers in a row of logits
+    eos         tokens that end a text
+    bos         the token that begins one, None without; `add_bos`: a prompt gets it in front
+    """
+
+    context: int
+    chunk: int
+    vocabulary: int
+    eos: tuple[int, ...] = ()
+    bos: int | None = None
+    add_bos: bool = False
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What manifest.json holds besides its format version.
 
@@ -71,6 +98,8 @@ class Manifest:
     steps         JSON of the Work (compiler/analysis/roofline.py) of each kernel call, None where it is not
                   known; empty when nobody counted
     versions      program -> version that took part in the making
+    states        what an opened instance keeps from run to run
+    language      of a language model, None of others
     created       time of making, ISO 8601, or ""
     files         file name -> size and hash; filled in when the artifact is written
     """
@@ -86,6 +115,8 @@ class Manifest:
     versions: Mapping[str, str]
     steps: tuple[Mapping[str, Any] | None, ...] = ()
     others: tuple[Entry, ...] = ()
+    states: tuple[ArraySpec, ...] = ()
+    language: Language | None = None
     created: str = ""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
 
@@ -135,8 +166,8 @@ class _Reader:
 
     def manifest(self, data: dict[str, Any]) -> Manifest:
         self.same_names(data, {f.name for f in fields(Manifest)}, "the manifest")
-        files = {LIBRARY, WEIGHTS}
-        self.same_names(self.typed(data["files"], dict, "files"), files, "files")
+        files = {LIBRARY, WEIGHTS} | ({TOKENIZER} & set(self.typed(data["files"], dict, "files")))
+        self.same_names(data["files"], files, "files")
         return Manifest(
             name=self.typed(data["name"], str, "name"),
             inputs=self.each(data["inputs"], "inputs", self.spec),
@@ -151,6 +182,8 @@ class _Reader:
             },
             steps=self.each(data["steps"], "steps", self.work),
             others=self.each(data["others"], "others", self.entry),
+            states=self.each(data["states"], "states", self.spec),
+            language=None if data["language"] is None else self.language(data["language"]),
             created=self.typed(data["created"], str, "created"),
             files={name: self.file(data["files"][name], f"files.{name}") for name in sorted(files)},
         )
@@ -161,6 +194,16 @@ class _Reader:
             inputs=self.each(data["inputs"], f"{path}.inputs", self.spec),
             outputs=self.each(data["outputs"], f"{path}.outputs", self.spec),
             steps=self.each(data["steps"], f"{path}.steps", self.work),
+        )
+
+    def language(self, data: Any) -> Language:
+        self.same_names(self.table(data, "language"), {f.name for f in fields(Language)}, "language")
+        counts = {k: self.count(data[k], f"language.{k}") for k in ("context", "chunk", "vocabulary")}
+        return Language(
+            **counts,
+            eos=self.each(data["eos"], "language.eos", self.count),
+            bos=None if data["bos"] is None else self.count(data["bos"], "language.bos"),
+            add_bos=self.typed(data["add_bos"], bool, "language.add_bos"),
         )
 
     def work(self, data: Any, path: str) -> Mapping[str, Any] | None:

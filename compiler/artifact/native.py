@@ -18,7 +18,7 @@ from .manifest import LIBRARY, ArraySpec
 ABI_VERSION = 1
 ALIGNMENT = 16  # of inputs and outputs, in bytes
 MAX_THREADS = 256
-_BAD_ARGUMENT, _BAD_CPU = 1, 3
+_BAD_ARGUMENT, _BAD_CPU, _BAD_VALUE = 1, 3, 9
 Signature = tuple[type | None, tuple[type, ...]]
 """Result and arguments of a C function."""
 
@@ -62,7 +62,8 @@ class Native:
                 remedy = f"it was compiled for target {target!r}; compile it for this machine: --target host"
             raise ArtifactError(f"{directory}: {message}; {remedy}")
         entries = [(self._specs("input", e), self._specs("output", e)) for e in range(self._entries)]
-        self.description = (tuple(entries), self._library.bitsmith_arena_bytes())
+        self.states = _state_specs(self._library)
+        self.description = (tuple(entries), self._library.bitsmith_arena_bytes(), self.states)
 
     def steps(self, entry: int = 0) -> tuple[tuple[str, str], ...]:
         """(layer, kernel) of each step of an entry, in order."""
@@ -131,6 +132,12 @@ class Native:
                 self._check(self._library.bitsmith_profile(self._opened(), given, made, times))
         del readable
 
+    def reset(self) -> None:
+        """All states are zeros again."""
+        with self._lock:
+            if self.states:
+                self._check(self._library.bitsmith_reset(self._opened()))
+
     def close(self) -> None:
         with self._lock:
             if self._model:
@@ -145,7 +152,8 @@ class Native:
 
     def _check(self, code: int) -> None:
         if code:
-            raise (InputError if code == _BAD_ARGUMENT else ArtifactError)(self._message())
+            own = code in (_BAD_ARGUMENT, _BAD_VALUE)
+            raise (InputError if own else ArtifactError)(self._message())
 
     def _message(self) -> str:
         return str(self._library.bitsmith_last_error().decode(errors="replace"))
@@ -159,7 +167,7 @@ class Native:
     def _specs(self, kind: str, entry: int) -> tuple[ArraySpec, ...]:
         count = getattr(self._library, f"bitsmith_{kind}_count")()
         tensors = [self._of_entry(kind, entry, i).contents for i in range(count)]
-        return tuple(ArraySpec(t.name.decode(), tuple(t.shape[: t.rank]), t.dtype.decode()) for t in tensors)
+        return tuple(map(_spec, tensors))
 
     def _unload(self) -> None:
         # A search opens hundreds of libraries; ctypes never unloads one by itself.
@@ -193,6 +201,26 @@ def _addresses(arrays: Sequence[np.ndarray]) -> list[int]:
 
 def _pointers(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def _spec(tensor: _Tensor) -> ArraySpec:
+    return ArraySpec(tensor.name.decode(), tuple(tensor.shape[: tensor.rank]), tensor.dtype.decode())
+
+
+def _state_specs(library: ctypes.CDLL) -> tuple[ArraySpec, ...]:
+    """What it keeps from run to run; nothing in libraries from before there were states."""
+    if getattr(library, "bitsmith_state_count", None) is None:
+        return ()
+    pointer, number = ctypes.c_void_p, ctypes.c_int32
+    _declare(
+        library,
+        {
+            "state_count": (number, ()),
+            "state": (ctypes.POINTER(_Tensor), (number,)),
+            "reset": (number, (pointer,)),
+        },
+    )
+    return tuple(_spec(library.bitsmith_state(i).contents) for i in range(library.bitsmith_state_count()))
 
 
 def _run_threads(library: ctypes.CDLL) -> Callable[..., int] | None:

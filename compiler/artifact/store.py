@@ -22,6 +22,7 @@ from .manifest import (
     LIBRARY,
     MANIFEST,
     RANGES,
+    TOKENIZER,
     WEIGHTS,
     FileRecord,
     Manifest,
@@ -29,9 +30,7 @@ from .manifest import (
 )
 
 Content = bytes | memoryview | np.ndarray | Path
-_OURS = {LIBRARY, WEIGHTS, MANIFEST, HEADER, RANGES}
-_OPTIONAL = (HEADER, RANGES)
-"""What runs do not need: not hashed, and an artifact without them is whole."""
+_OURS = {LIBRARY, WEIGHTS, MANIFEST, HEADER, RANGES, TOKENIZER}
 _CHUNK = 1 << 20
 
 
@@ -43,14 +42,17 @@ def write_artifact(
     weights: Content,
     header: Content,
     ranges: Content | None = None,
+    tokenizer: Content | None = None,
 ) -> Path:
     """Writes an artifact to `directory` and returns its path.
 
-    `library`, `weights`, `header` (bitsmith.h) and `ranges` are contents or files to copy; `manifest.files`
-    is filled in. An artifact that is there already is replaced. Raises OutputError when the place cannot be
-    written or holds anything else; then it is as it was before.
+    `library`, `weights`, `header` (bitsmith.h), `ranges` and `tokenizer` (tokenizer.json) are contents or
+    files to copy; `manifest.files` is filled in. An artifact that is there already is replaced. Raises
+    OutputError when the place cannot be written or holds anything else; then it is as it was before.
     """
     contents = {LIBRARY: library, WEIGHTS: weights, HEADER: header}
+    if tokenizer is not None:
+        contents[TOKENIZER] = tokenizer
     with _staged(Path(directory)) as stage:
         records = {name: _write(stage / name, content) for name, content in contents.items()}
         del records[HEADER]  # documentation: nothing reads it at run time
@@ -64,7 +66,7 @@ def copy_artifact(source: Path, directory: str | os.PathLike[str], files: Mappin
     """Copies the artifact at `source`, whose files must be `files`. Raises OutputError, ArtifactError."""
     with _staged(Path(directory)) as stage:
         for name in sorted(_OURS):
-            if name in _OPTIONAL and not (source / name).exists():
+            if name not in (*files, MANIFEST) and not (source / name).exists():
                 continue
             record = _write(stage / name, source / name)
             if record != files.get(name, record):
@@ -104,7 +106,7 @@ def check_files(place: Path, manifest: Manifest, hashed: Collection[str] = (LIBR
 
     Sizes are always compared, contents (by SHA-256) of the files that `hashed` names.
     """
-    for name in (LIBRARY, WEIGHTS):
+    for name in manifest.files:
         path, record = place / name, manifest.files[name]
         try:
             size = path.stat().st_size

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 
 from ..artifact import Artifact, open, write_artifact
-from ..artifact.manifest import HEADER, LIBRARY, RANGES, WEIGHTS
+from ..artifact.manifest import HEADER, LIBRARY, RANGES, TOKENIZER, WEIGHTS
 from ..errors import InputError, TargetError
 from ..ir import Graph
 from ..ledger import LedgerRow
@@ -237,7 +237,7 @@ def _with_ledger(artifact: Artifact, rows: Sequence[LedgerRow]) -> Artifact:
     manifest = replace(artifact.manifest, ledger=tuple(row.to_json() for row in rows))
     old, fresh = artifact.path, scratch_place()
     with artifact:
-        kept = old / RANGES if (old / RANGES).exists() else None
+        kept, spoken = (old / name if (old / name).exists() else None for name in (RANGES, TOKENIZER))
         write_artifact(
             fresh,
             manifest,
@@ -245,5 +245,6 @@ def _with_ledger(artifact: Artifact, rows: Sequence[LedgerRow]) -> Artifact:
             weights=old / WEIGHTS,
             header=old / HEADER,
             ranges=kept,
+            tokenizer=spoken,
         )
         return open(fresh, temporary=True)

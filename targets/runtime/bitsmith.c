@@ -97,7 +97,7 @@ static int32_t map_weights(const char *path, char **weights) {
 /* ---- instances ---- */
 
 struct bitsmith_model {
-    char *arena, *weights;
+    char *arena, *weights, *states;
     bs_pool *pool;
     _Atomic int32_t busy;
     _Atomic int32_t threads;
@@ -108,7 +108,19 @@ void bitsmith_close(bitsmith_model *m) {
     bs_pool_free(m->pool);
     if (m->weights) munmap(m->weights, MODEL->weight_bytes);
     if (m->arena) munmap(m->arena, MODEL->arena_bytes);
+    if (m->states) munmap(m->states, MODEL->state_bytes);
     free(m);
+}
+
+/* Zeros in pages of their own, which take no memory until they are written. */
+static int32_t map_zeros(uint64_t bytes, char **made) {
+    if (!bytes) return BITSMITH_OK;
+    void *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED)
+        return bs_fail(BITSMITH_NO_MEMORY, "no memory for the %llu bytes that model '%s' works in",
+                       (unsigned long long)bytes, MODEL->name);
+    *made = map;
+    return BITSMITH_OK;
 }
 
 int32_t bitsmith_open_weights(int32_t abi_version, const char *weights_path, bitsmith_model **model) {
@@ -124,15 +136,8 @@ int32_t bitsmith_open_weights(int32_t abi_version, const char *weights_path, bit
     if (!m) return bs_fail(BITSMITH_NO_MEMORY, "no memory for an instance of model '%s'", MODEL->name);
     m->threads = 1;
     code = map_weights(weights_path, &m->weights);
-    if (!code && MODEL->arena_bytes) {
-        void *arena =
-            mmap(NULL, MODEL->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (arena != MAP_FAILED)
-            m->arena = arena;
-        else
-            code = bs_fail(BITSMITH_NO_MEMORY, "no memory for the %llu bytes that model '%s' works in",
-                           (unsigned long long)MODEL->arena_bytes, MODEL->name);
-    }
+    if (!code) code = map_zeros(MODEL->arena_bytes, &m->arena);
+    if (!code) code = map_zeros(MODEL->state_bytes, &m->states);
     if (!code)
         *model = m;
     else
@@ -179,6 +184,14 @@ int32_t bitsmith_set_threads(bitsmith_model *m, int32_t threads) {
     return code;
 }
 
+int32_t bitsmith_reset(bitsmith_model *m) {
+    int32_t code = m ? enter(m) : bs_fail(BITSMITH_BAD_ARGUMENT, "the model is null");
+    if (code) return code;
+    if (MODEL->state_bytes) memset(m->states, 0, MODEL->state_bytes);
+    atomic_store(&m->busy, 0);
+    return BITSMITH_OK;
+}
+
 int32_t bitsmith_threads(const bitsmith_model *m) { return m ? m->threads : 0; }
 
 static int32_t check_buffers(const char *what, const void *const *buffers, int32_t count,
@@ -188,6 +201,22 @@ static int32_t check_buffers(const char *what, const void *const *buffers, int32
         if (!buffers[i] || (uintptr_t)buffers[i] % BITSMITH_ALIGNMENT)
             return bs_fail(BITSMITH_BAD_ARGUMENT, "%s %d ('%s') is %s", what, i, tensors[i].name,
                            buffers[i] ? "not aligned to 16 bytes" : "null");
+    return BITSMITH_OK;
+}
+
+static int32_t check_limits(const bs_entry *e, const void *const *inputs) {
+    for (int32_t i = 0; i < e->limit_count; i++) {
+        const bs_limit *const limit = &e->limits[i];
+        for (int64_t k = 0; k < limit->count; k++) {
+            const void *const values = inputs[limit->input];
+            int64_t value = limit->bytes == 4 ? ((const int32_t *)values)[k] : ((const int64_t *)values)[k];
+            if (value < 0 || value > limit->most)
+                return bs_fail(BITSMITH_BAD_VALUE,
+                               "input %d ('%s') is %lld, must be 0 to %lld: what model '%s' keeps ends there",
+                               limit->input, e->inputs[limit->input].name, (long long)value,
+                               (long long)limit->most, MODEL->name);
+        }
+    }
     return BITSMITH_OK;
 }
 
@@ -207,12 +236,13 @@ static int32_t execute(bitsmith_model *m, int32_t entry, const void *const *inpu
     int32_t code = m ? check_buffers("input", inputs, e->input_count, e->inputs)
                      : bs_fail(BITSMITH_BAD_ARGUMENT, "the model is null");
     if (!code) code = check_buffers("output", (const void *const *)outputs, e->output_count, e->outputs);
+    if (!code) code = check_limits(e, inputs);
     if (!code) code = enter(m);
     if (code) return code;
     if (!threads) threads = m->threads;
     if (threads > bs_pool_threads(m->pool) || (m->pool && !bs_pool_alive(m->pool)))
         code = replace_pool(m, threads > m->threads ? threads : m->threads);
-    const bs_frame frame = {m->arena, m->weights, inputs, outputs};
+    const bs_frame frame = {m->arena, m->weights, inputs, outputs, m->states};
     uint64_t start = step_ns && !code ? bs_now_ns() : 0;
     for (int32_t i = 0; !code && i < e->step_count; i++) {
         bs_pool_run(m->pool, threads, &e->steps[i], &frame);
@@ -258,6 +288,11 @@ int32_t bitsmith_abi_version(void) { return BITSMITH_ABI_VERSION; }
 const char *bitsmith_model_name(void) { return MODEL->name; }
 uint64_t bitsmith_arena_bytes(void) { return MODEL->arena_bytes; }
 uint64_t bitsmith_weight_bytes(void) { return MODEL->weight_bytes; }
+uint64_t bitsmith_state_bytes(void) { return MODEL->state_bytes; }
+int32_t bitsmith_state_count(void) { return MODEL->state_count; }
+const bitsmith_tensor *bitsmith_state(int32_t i) {
+    return i >= 0 && i < MODEL->state_count ? &MODEL->states[i] : NULL;
+}
 int32_t bitsmith_entry_count(void) { return MODEL->entry_count; }
 
 const bitsmith_tensor *bitsmith_entry_input(int32_t entry, int32_t i) {
@@ -303,7 +338,8 @@ const char *bitsmith_strerror(int32_t code) {
                                           "weights.bin is damaged or another model's",
                                           "out of memory",
                                           "another thread is using this instance",
-                                          "the system refused to start a thread"};
+                                          "the system refused to start a thread",
+                                          "a place lies outside of what the model keeps"};
     return code >= 0 && code < (int32_t)(sizeof MEANING / sizeof *MEANING) ? MEANING[code]
                                                                            : "unknown error code";
 }

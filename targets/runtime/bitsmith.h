@@ -14,6 +14,9 @@
  * own working memory and its own threads, and they share the weights. Two instances may run in two threads at
  * the same time. One instance runs one call at a time: a second call that comes meanwhile returns
  * BITSMITH_BUSY and changes nothing.
+ *
+ * A model may have states, as the keys and values of a language model: memory of each instance that a run reads
+ * and writes, shared by its entries, zeros after opening. A call that fails leaves them as they are.
  */
 #ifndef BITSMITH_H
 #define BITSMITH_H
@@ -39,7 +42,8 @@ enum {
     BITSMITH_BAD_WEIGHTS = 5, /* weights.bin is damaged or belongs to another model */
     BITSMITH_NO_MEMORY = 6,
     BITSMITH_BUSY = 7, /* another thread is using this instance */
-    BITSMITH_NO_THREADS = 8 /* the system refused to start a thread */
+    BITSMITH_NO_THREADS = 8, /* the system refused to start a thread */
+    BITSMITH_BAD_VALUE = 9 /* an input names a place beyond the end of a state: the run was not begun */
 };
 
 /* An input or output: contiguous, row-major. `dtype` is a numpy name, such as "float32". */
@@ -64,6 +68,11 @@ int32_t bitsmith_step_count(void);
 const char *bitsmith_step_layer(int32_t index); /* the layer of the source model that the step belongs to */
 const char *bitsmith_step_kernel(int32_t index); /* the kernel that it calls */
 
+/* What an instance keeps from run to run, of so many bytes in all; 0 where every run stands alone. */
+uint64_t bitsmith_state_bytes(void);
+int32_t bitsmith_state_count(void);
+const bitsmith_tensor *bitsmith_state(int32_t index);
+
 /* A model may be compiled for several shapes of its inputs: its entries, numbered from 0. They have the same
  * inputs and outputs in the same order, but for their shapes, and share weights and working memory. What does
  * not name an entry, as bitsmith_input and bitsmith_run, is about entry 0. */
@@ -83,6 +92,9 @@ int32_t bitsmith_open_weights(int32_t abi_version, const char *weights_path, bit
 
 /* Frees the instance and ends its threads. No call on it may be in progress. NULL is allowed. */
 void bitsmith_close(bitsmith_model *model);
+
+/* Makes all states zeros again, as after opening. */
+int32_t bitsmith_reset(bitsmith_model *model);
 
 /* How many threads a run uses, the caller's included; 1 after opening. Results do not depend on it. */
 int32_t bitsmith_set_threads(bitsmith_model *model, int32_t threads);

@@ -10,6 +10,7 @@ typedef struct {
     char *weights; /* read-only pages */
     const void *const *inputs;
     void *const *outputs;
+    char *states; /* what the instance keeps from run to run */
 } bs_frame;
 
 /* One kernel call over tasks [begin, end) of `tasks`. */
@@ -20,6 +21,14 @@ typedef struct {
     int32_t tasks;
 } bs_step;
 
+/* The `count` integers of `bytes` (4 or 8) in an input must be 0 to `most`: places in a state. */
+typedef struct {
+    int32_t input;
+    int32_t bytes;
+    int64_t count;
+    int64_t most;
+} bs_limit;
+
 /* The model for one shape of its inputs. */
 typedef struct {
     const bitsmith_tensor *inputs;
@@ -28,6 +37,8 @@ typedef struct {
     int32_t input_count;
     int32_t output_count;
     int32_t step_count;
+    const bs_limit *limits;
+    int32_t limit_count;
 } bs_entry;
 
 /* `features` names what the kernels need of the CPU, in the words of /proc/cpuinfo; it ends with NULL.
@@ -37,6 +48,9 @@ typedef struct {
     const char *const *features;
     const bs_entry *entries;
     int32_t entry_count;
+    const bitsmith_tensor *states; /* the same for all entries */
+    int32_t state_count;
+    uint64_t state_bytes;
     uint64_t arena_bytes;
     uint64_t weight_bytes;
     uint64_t weight_hash; /* see hash64 in bitsmith.c and in targets/link.py */
