@@ -4,6 +4,7 @@
     |- ModelError          (3)     the model file or module cannot be read, or is not valid
     |  `- UnsupportedError (4)     the model is valid, but uses what bitsmith cannot compile; lists all of it
     |- InputError          (5)     arrays, shapes or options that do not fit
+    |  `- FormatError      (5)     a weight format that does not exist, or a weight that it cannot hold
     |- PlanError           (6)     a plan that does not parse or does not fit its graph
     |- TargetError         (7)     the chip or toolchain cannot do what was asked
     |- ArtifactError       (8)     an artifact that is missing, damaged or not for this machine
@@ -35,6 +36,10 @@ class UnsupportedError(ModelError):
 
 class InputError(BitsmithError, ValueError):
     exit_code = 5
+
+
+class FormatError(InputError):
+    pass
 
 
 class PlanError(BitsmithError, ValueError):

@@ -1,0 +1,132 @@
+"""Families whose tables of levels are fixed: fitting a scale, choosing a table, and the nearest level.
+
+Levels are integers, so the middle of two is a multiple of one half and floor(2 * value) says between which
+levels a value lies: one look-up in 512 entries finds the nearest of any table.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from .coded import Choose, Parameters
+from .scales import Store
+
+SHRINK = tuple(np.linspace(1.0, 0.3, 15).tolist())
+"""What the scale that keeps the whole range is multiplied with in a search."""
+REFINEMENTS = 2
+HALVES = 512
+
+
+@lru_cache(maxsize=64)
+def lookup(table: tuple[int, ...]) -> np.ndarray:
+    """uint8 [512]: the code of the level nearest to (i - 256) / 2 + 1/4. Equal levels: the lowest code."""
+    middles = (np.arange(HALVES) - HALVES // 2) / 2 + 0.25
+    return np.abs(middles[:, None] - np.asarray(table)).argmin(1).astype(np.uint8)
+
+
+def halves(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """intp [m, c]: where to look for values [m, c] of groups with scales [m]; 0 for a scale of 0."""
+    inverse = np.divide(2, scale, out=np.zeros_like(scale), where=scale != 0)
+    found = values * inverse[:, None]
+    np.floor(found, out=found)
+    np.clip(found, -HALVES // 2, HALVES // 2 - 1, out=found)
+    found += HALVES // 2
+    return found.astype(np.intp)
+
+
+def chooser(tables: np.ndarray, parameters: Parameters) -> Choose:
+    """The nearest level in each group's table, parameters.side (None: the first); tables int8 [T, L]."""
+    lookups = np.stack([lookup(tuple(table)) for table in tables.tolist()]).reshape(-1)
+    side = parameters.side
+    offset = None if side is None else side.astype(np.intp)[:, None] * HALVES
+
+    def choose(values: np.ndarray) -> np.ndarray:
+        places = halves(values, parameters.scale)
+        found: np.ndarray = lookups[places if offset is None else places + offset]
+        return found
+
+    return choose
+
+
+def fit(
+    groups: np.ndarray, tables: np.ndarray, reach: np.ndarray, importance: np.ndarray | None, store: Store
+) -> Parameters:
+    """Scale and table of least squared error for groups [m, g]; reach [T]: the level that the largest
+    magnitude of a group is put on. `side` is the table (uint8), or None when there is only one.
+    """
+    search = importance is not None
+    largest = np.abs(groups).max(1)
+    best = Parameters(store.real(largest / reach[0]), np.zeros(len(groups), np.uint8))
+    if len(tables) > 1 or search:
+        error = np.full(len(groups), np.inf, np.float32)
+        for i, table in enumerate(tables):
+            for factor in _factors(table, search, store):
+                tried = Parameters(
+                    store.real(largest * (factor / reach[i])), np.full(len(groups), i, np.uint8)
+                )
+                best, error = _better(groups, tables, importance, tried, best, error)
+        for _ in range(REFINEMENTS if search else 0):
+            tried = refined(groups, tables, importance, store, best)
+            best, error = _better(groups, tables, importance, tried, best, error)
+    return best if len(tables) > 1 else Parameters(best.scale)
+
+
+def _factors(table: np.ndarray, search: bool, store: Store) -> tuple[np.float32, ...]:
+    """A table that reaches further to one side is also tried upside down."""
+    factors = SHRINK if search else (1.0,)
+    lopsided = search and store.signed and int(table.min()) != -int(table.max())
+    return tuple(np.float32(f) for f in (*factors, *(-f for f in factors if lopsided)))
+
+
+def _better(
+    groups: np.ndarray,
+    tables: np.ndarray,
+    importance: np.ndarray | None,
+    tried: Parameters,
+    best: Parameters,
+    error: np.ndarray,
+) -> tuple[Parameters, np.ndarray]:
+    found = squared(groups - tried.scale[:, None] * nearest_levels(groups, tables, tried), importance)
+    better = found < error
+    return best.where(better, tried), np.where(better, found, error)
+
+
+def nearest_levels(groups: np.ndarray, tables: np.ndarray, parameters: Parameters) -> np.ndarray:
+    """float32 [m, g]: the levels that `chooser` finds."""
+    codes = chooser(tables, parameters)(groups)
+    if parameters.side is None or len(tables) == 1:
+        return np.take(tables[0].astype(np.float32), codes)
+    width = tables.shape[1]
+    places = codes + parameters.side.astype(np.intp)[:, None] * width
+    return np.take(tables.astype(np.float32).reshape(-1), places)
+
+
+def squared(errors: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+    """float32 [m]: sums of squares of errors [m, g], weighted by importance [m, g]."""
+    if importance is None:
+        found: np.ndarray = np.einsum("mg,mg->m", errors, errors)
+        return found
+    weighted: np.ndarray = np.einsum("mg,mg,mg->m", errors, errors, importance)
+    return weighted
+
+
+def refined(
+    groups: np.ndarray, tables: np.ndarray, importance: np.ndarray | None, store: Store, best: Parameters
+) -> Parameters:
+    """The scales of least squared error for the codes as they are."""
+    levels = nearest_levels(groups, tables, best)
+    return Parameters(store.real(best_scale(groups, levels, importance, best.scale)), best.side)
+
+
+def best_scale(
+    groups: np.ndarray, levels: np.ndarray, importance: np.ndarray | None, otherwise: np.ndarray
+) -> np.ndarray:
+    """float32 [m]: s of least sum importance * (w - s * level)^2; `otherwise` where all levels are 0."""
+    weights = levels if importance is None else levels * importance
+    size = np.einsum("mg,mg->m", weights, levels)
+    found: np.ndarray = np.divide(
+        np.einsum("mg,mg->m", weights, groups), size, out=otherwise.copy(), where=size > 0
+    )
+    return found
