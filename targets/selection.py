@@ -15,6 +15,7 @@ from .isa import Isa
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
 from .kernels.window import window
+from .select_cached import CACHED_RULES
 from .select_conv import CONV_RULES
 from .select_indexed import cumulate, scatter, topk
 from .select_recurrent import RECURRENT_RULES
@@ -89,6 +90,7 @@ RULES: dict[str, Rule] = {
     **CONV_RULES,
     **PLACE_RULES,
     **RECURRENT_RULES,
+    **CACHED_RULES,
     **{name: _activation for name in ACTIVATIONS if name != "none"},
     "quantize": _quantize,
     "dequantize": _dequantize,

@@ -312,7 +312,7 @@ def test_places_that_are_no_artifacts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda d: d.update(format_version=4), "format version 4, this bitsmith reads up to 3: upgrade"),
+        (lambda d: d.update(format_version=5), "format version 5, this bitsmith reads up to 4: upgrade"),
         (lambda d: d.update(format_version="1"), "format version '1'"),
         (lambda d: d.pop("format"), "is not a bitsmith manifest"),
         (lambda d: d.pop("inputs"), r"missing \['inputs'\]"),

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .cache_spec import CacheWriteSpec, CombineSpec, DecodeSpec, PrefillSpec, RopeSpec
+from .cache_write import emit_cache_write, emit_rope
+from .cached_decode import emit_combine, emit_decode
+from .cached_prefill import emit_prefill
 from .cumulate import CumulateSpec, emit_cumulate
 from .depthwise import emit_depthwise
 from .depthwise_spec import DepthwiseSpec
@@ -35,4 +39,9 @@ EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     StreamSpec: emit_stream,
     ResizeSpec: emit_resize,
     RecurrentSpec: emit_recurrent,
+    RopeSpec: emit_rope,
+    CacheWriteSpec: emit_cache_write,
+    DecodeSpec: emit_decode,
+    CombineSpec: emit_combine,
+    PrefillSpec: emit_prefill,
 }
