@@ -66,6 +66,12 @@ class Parameters:
     def take(self, rows: np.ndarray) -> Parameters:
         return Parameters(self.scale[rows], None if self.side is None else self.side[rows])
 
+    def put(self, rows: np.ndarray, other: Parameters) -> None:
+        """Those of `other` in place of these rows."""
+        self.scale[rows] = other.scale
+        if self.side is not None and other.side is not None:
+            self.side[rows] = other.side
+
     def where(self, better: np.ndarray, other: Parameters) -> Parameters:
         """Those of `other` for the groups that are `better` [m] there."""
         scale = np.where(better, other.scale, self.scale)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 from ..errors import FormatError
+from .binary import BCQ, SHIFT_ADD, SHIFT_ADD_PURE
 from .bitmod import BITMOD
 from .coded import ROW_SCALE_BITS, SCALE_BITS, SCALES, Family, Format
 from .float_codes import FLOAT, NORMAL_FLOAT
 from .integer import ASYMMETRIC, SYMMETRIC
 
 FAMILIES: dict[str, Family] = {
-    family.key: family for family in (SYMMETRIC, ASYMMETRIC, FLOAT, NORMAL_FLOAT, BITMOD)
+    family.key: family
+    for family in (SYMMETRIC, ASYMMETRIC, FLOAT, NORMAL_FLOAT, BITMOD, BCQ, SHIFT_ADD, SHIFT_ADD_PURE)
 }
 """To add a family, write its file and list it here."""
 USUAL_GROUP = 128
