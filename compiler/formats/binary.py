@@ -12,7 +12,7 @@ The alphas of a group sum to 127 at most.
 
 Fitting alternates: alphas of least squares for the signs, rounded to what may be stored, then the nearest of
 all 2^N levels for each weight. Rounding stands inside the loop, so that the signs make up for it. It starts
-from the best of the greedy coding of the residual and some evenly spaced levels, and goes on while it gets better.
+from the best of the greedy coding of the residual and some evenly spaced levels, and goes on while it helps.
 """
 
 from __future__ import annotations
@@ -236,7 +236,9 @@ def _family(name: str, terms: int, suffix: str = "") -> Family:
         found: np.ndarray = np.abs(groups).max(1) * np.float32(reach / LARGEST)
         return found
 
-    return Family(name, (2, 3, 4), "alpha", fit_all, _chooser, _levels, widest, suffix=suffix)
+    return Family(
+        name, (2, 3, 4), "alpha", fit_all, _chooser, _levels, widest, suffix=suffix, shifts=terms > 0
+    )
 
 
 BCQ = _family("bcq", 0)

@@ -96,6 +96,7 @@ class Family:
     levels(bits, side [m] or [m, bits] or None, m) -> int8 [m, 2^bits]
     widest(groups, bits) -> float32 [m], the largest scale that `fit` may want
     tables(bits) -> int8 [T, 2^bits], for families whose tables are fixed; None for others
+    shifts: float16 scales are powers of two
     """
 
     name: str
@@ -108,6 +109,7 @@ class Family:
     tables: Callable[[int], np.ndarray] | None = None
     suffix: str = ""
     usual_scale: str = "float16"
+    shifts: bool = False
 
     def format_name(self, bits: int) -> str:
         return f"{self.name}{bits}{self.suffix}"

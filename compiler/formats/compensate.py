@@ -1,0 +1,137 @@
+"""Codes whose errors make each other good: GPTQ's column loop for every format, then sweeps.
+
+    for each group               fit scale and table on its weights as they are by now, weighted by 1 / U[j,
+    j]^2
+      for each of its columns    code = nearest level; subtract error * U[j, j:] / U[j, j] from what follows
+    for each sweep               each code, then each scale, to the value of least error beside all others
+
+The first part is GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323), for grouped tables of any kind: only fit
+and nearest level are the format's own. For binary codes the alternation of ShiftAddLLM (You et al., NeurIPS
+2024) is that fit. The sweeps are coordinate descent (as in QuantEase, Behdin et al., 2023): none makes the
+error larger. The error is tr(E H E^T), of the layer's outputs on the calibration inputs; no row ends with
+more of it than rounding leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .coded import Coded, Format
+from .encode import checked, decode, encode, row_scale_of
+from .factor import DAMPING, Block, blocks_of, checked_hessian, factor_of
+from .scales import Store
+from .state import State
+from .sweep import sweep
+
+ROWS = 1024
+"""Rows of a weight that are worked on at a time."""
+STRIPE = 128
+"""Columns after which all later ones hear of the errors."""
+SWEEPS = 3
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """`damping`: share of the mean diagonal that is added to it. `sweeps` of coordinate descent."""
+
+    damping: float = DAMPING
+    sweeps: int = SWEEPS
+
+
+USUAL = Compensation()
+
+
+def compensate(
+    weight: np.ndarray, hessian: np.ndarray, format: Format, options: Compensation = USUAL
+) -> Coded:
+    """The weight float32 [n, k] in codes, for inputs with hessian = X^T X [k, k] (float64 or float32, any
+    factor). Takes 12 bytes * k * k beside the arguments. Raises FormatError as `encode` does, and for a
+    Hessian that is none.
+    """
+    weight = checked(weight, format)
+    hessian = checked_hessian(hessian, weight.shape[1])
+    walk = _Walk.of(hessian, format, options)
+    parts = [walk.rows(weight[begin : begin + ROWS]) for begin in range(0, len(weight), ROWS)]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Coded(format, (weight.shape[0], weight.shape[1]), joined)
+
+
+def output_error(weight: np.ndarray, decoded: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """float64 [n]: e H e^T of each row, the squared error of the outputs on the inputs behind H."""
+    result = np.empty(len(weight))
+    for begin in range(0, len(weight), ROWS):
+        error = (weight[begin : begin + ROWS] - decoded[begin : begin + ROWS]).astype(hessian.dtype)
+        result[begin : begin + ROWS] = np.einsum("nk,nk->n", error @ hessian, error)
+    return result
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What all rows share. `hessian` float32, with its damping; `factor` in the order of `blocks`."""
+
+    format: Format
+    options: Compensation
+    hessian: np.ndarray
+    factor: np.ndarray
+    blocks: list[Block]
+
+    @staticmethod
+    def of(hessian: np.ndarray, format: Format, options: Compensation) -> _Walk:
+        diagonal = np.diagonal(hessian)
+        blocks = blocks_of(format, diagonal)
+        order = np.concatenate([block.columns for block in blocks])
+        factor = factor_of(hessian, order, options.damping)
+        scale = float(diagonal.mean()) or 1.0
+        damped = (hessian / scale).astype(np.float32)
+        damped[np.diag_indices_from(damped)] += options.damping
+        return _Walk(format, options, damped, factor, blocks)
+
+    def rows(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+        """Arrays of Coded for some rows."""
+        row = row_scale_of(weight, self.format)
+        state = State.empty(self.format, weight, Store(row))
+        self.walk(weight, state)
+        for _ in range(self.options.sweeps):
+            if not sweep(weight, self.hessian, state):
+                break
+        best = state.arrays(row)
+        rounded = encode(weight, self.format)
+        found = Coded(self.format, rounded.shape, best)
+        worse = output_error(weight, decode(found), self.hessian) > output_error(
+            weight, decode(rounded), self.hessian
+        )
+        if not worse.any():
+            return best
+        return {name: _rows(worse, rounded.arrays[name], best[name]) for name in best}
+
+    def walk(self, weight: np.ndarray, state: State) -> None:
+        order = np.concatenate([block.columns for block in self.blocks])
+        left = weight[:, order]
+        begin = 0
+        for block in self.blocks:
+            end = begin + len(block.columns)
+            importance = 1 / np.square(np.diagonal(self.factor)[begin:end])
+            state.fit(block, left[:, begin:end], importance / importance.max())
+            for first in range(begin, end, STRIPE):
+                last = min(first + STRIPE, end)
+                errors = self.stripe(block, first - begin, left[:, first:last], first, state)
+                left[:, last:] -= errors @ self.factor[first:last, last:]
+            begin = end
+
+    def stripe(self, block: Block, at: int, left: np.ndarray, first: int, state: State) -> np.ndarray:
+        """Codes the columns left [n, c], in place; their errors / U[j, j], float32 [n, c]."""
+        width = left.shape[1]
+        factor = self.factor[first : first + width, first : first + width]
+        columns = np.ascontiguousarray(left.T)
+        errors = np.empty_like(columns)
+        for j in range(width):
+            decoded = state.choose(block, at + j, columns[j])
+            errors[j] = (columns[j] - decoded) / factor[j, j]
+            columns[j + 1 :] -= factor[j, j + 1 :, None] * errors[j]
+        return errors.T
+
+
+def _rows(where: np.ndarray, these: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.where(where.reshape(-1, *(1,) * (these.ndim - 1)), these, others)
