@@ -20,6 +20,7 @@ from .onnx_quantised import QUANTISED_RULES
 from .onnx_recurrent import RECURRENT_RULES
 from .onnx_reduce import REDUCE_RULES
 from .onnx_resize import RESIZE_RULES
+from .onnx_sample import SAMPLE_RULES
 from .onnx_shape import SHAPE_RULES
 from .onnx_transposed import TRANSPOSED_RULES
 
@@ -43,6 +44,7 @@ RULES: dict[str, Rule] = {
     **SHAPE_RULES,
     **LOGIC_RULES,
     **INDEX_RULES,
+    **SAMPLE_RULES,
 }
 
 _RANDOM = "random numbers are not reproducible: export the model in evaluation mode"
