@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from .ir import AttrValue, Graph, Node, TensorType
 from .ops import OPS
+from .params import Entry, OpenParams
 from .verify import verify
 
 
@@ -23,7 +22,7 @@ class GraphBuilder:
     def __init__(self, name: str) -> None:
         self.name = name
         self.inputs: list[tuple[str, TensorType]] = []
-        self.params: dict[str, np.ndarray] = {}
+        self.params = OpenParams({})
         self.nodes: list[Node] = []
         self.types: dict[str, TensorType] = {}
         self.states: list[tuple[str, str]] = []
@@ -44,7 +43,7 @@ class GraphBuilder:
         """The value `after` is the input `before` of the next run; `finish` returns it behind the outputs."""
         self.states.append((before, after))
 
-    def param(self, name: str, array: np.ndarray) -> str:
+    def param(self, name: str, array: Entry) -> str:
         """A parameter; the name returned may be numbered."""
         name = self.fresh(name)
         self.params[name] = array

@@ -4,7 +4,8 @@
     Node(name, op, inputs, outputs, types, attrs)       one operation; what an op means is in compiler/ops
     Graph(name, inputs, outputs, nodes, params, states) a whole network
 
-A graph never changes: a pass makes a new one, which shares the weights (`params`) that it did not touch.
+A graph never changes: a pass makes a new one, which shares the weights (`params`) that it did not touch. They
+may be read as late as they are used (params.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InternalError
+from .params import Entry, Params, entries
 
 if TYPE_CHECKING:
     import networkx
@@ -105,17 +107,24 @@ class Graph:
     states: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        for array in self.params.values():
-            array.flags.writeable = False
-        object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
+        params = Params(self.params)
+        for entry in params.entries.values():
+            if isinstance(entry, np.ndarray):
+                entry.flags.writeable = False
+        object.__setattr__(self, "params", params)
 
     @cached_property
     def types(self) -> Mapping[str, TensorType]:
         """Type of every value: inputs, parameters and node outputs."""
         table = dict(self.inputs)
-        table.update((n, TensorType(tuple(a.shape), a.dtype.name)) for n, a in self.params.items())
+        table.update((n, TensorType(tuple(a.shape), a.dtype.name)) for n, a in self.stored.items())
         table.update(pair for node in self.nodes for pair in zip(node.outputs, node.types, strict=True))
         return MappingProxyType(table)
+
+    @property
+    def stored(self) -> Mapping[str, Entry]:
+        """The parameters as they are held (params.py): copying them from graph to graph reads none."""
+        return entries(self.params)
 
     @cached_property
     def _producers(self) -> Mapping[str, Node]:
@@ -168,7 +177,7 @@ class Graph:
 
     @property
     def param_bytes(self) -> int:
-        return sum(self.params[p].nbytes for p in self.used_params())
+        return sum(self.types[p].nbytes for p in self.used_params())
 
     @cached_property
     def content_hash(self) -> str:

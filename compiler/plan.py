@@ -173,7 +173,7 @@ def layers_of(graph: Graph) -> tuple[Node, ...]:
 
 def free_layers_of(graph: Graph) -> tuple[Node, ...]:
     """The layers that a plan decides about: those whose weights are not int8 already."""
-    return tuple(node for node in layers_of(graph) if graph.params[node.inputs[1]].dtype != "int8")
+    return tuple(node for node in layers_of(graph) if graph.type_of(node.inputs[1]).dtype != "int8")
 
 
 def _choice_of(layer: str, formats: Any) -> str:

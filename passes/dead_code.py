@@ -17,5 +17,5 @@ def remove_dead_code(graph: Graph) -> Graph:
         if needed.intersection(node.outputs):
             kept.append(node)
             needed.update(node.inputs)
-    params = {name: array for name, array in graph.params.items() if name in needed}
+    params = {name: entry for name, entry in graph.stored.items() if name in needed}
     return graph.with_nodes(tuple(reversed(kept)), params=params)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.conv import out_layout
+from ..compiler.params import Stored
 from .scan import Scan, attr, is_plain, rewrite
 
 
@@ -46,9 +47,15 @@ def channel_axis(layer: Node) -> int:
 
 
 def takes_scale_and_shift(scan: Scan, layer: Node) -> bool:
-    """Whether a factor and a summand per output channel can move into the layer's weights and bias."""
+    """Whether a factor and a summand per output channel can move into the layer's weights and bias.
+
+    Weights that are read from a file as they are needed stay as they are there: changed ones would stay in
+    memory.
+    """
+    if not is_plain(layer) or attr(layer, "out_dtype") != "float32":
+        return False
     known = all(not v or v in scan.params for v in (*layer.inputs, "")[1:3])
-    return is_plain(layer) and known and attr(layer, "out_dtype") == "float32"
+    return known and not isinstance(scan.params.entries[layer.inputs[1]], Stored)
 
 
 def fold_into(scan: Scan, layer: Node, scale: np.ndarray, shift: np.ndarray, last: Node) -> Node:

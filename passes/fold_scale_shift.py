@@ -32,7 +32,7 @@ def _rule(scan: Scan, node: Node) -> Node | None:
 
 def _to_linear(scan: Scan, node: Node) -> Node:
     x, w = node.inputs
-    if x in scan.params or w not in scan.params or scan.params[w].ndim != 2:
+    if x in scan.params or w not in scan.params or len(scan.types[w].shape) != 2:
         return node
     weight = scan.add_param(f"{w}.transposed", scan.params[w].T)
     return scan.make(node.name, "linear", (x, weight), node.output)

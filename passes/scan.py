@@ -21,6 +21,7 @@ import numpy as np
 
 from ..compiler.ir import AttrValue, Graph, Node, TensorType
 from ..compiler.ops import OPS
+from ..compiler.params import OpenParams
 
 
 class Scan:
@@ -28,7 +29,7 @@ class Scan:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.params: dict[str, np.ndarray] = dict(graph.params)
+        self.params = OpenParams(graph.stored)
         self.types: dict[str, TensorType] = dict(graph.types)
         self._emitted: dict[str, Node] = {}
         self._producers: dict[str, str] = {}
@@ -54,8 +55,9 @@ class Scan:
 
     def scalar(self, value: str) -> float | None:
         """The number that a parameter of one element holds; None when `value` is anything else."""
-        array = self.params.get(value)
-        return float(array.reshape(())) if array is not None and array.size == 1 else None
+        if value not in self.params or self.types[value].size != 1:
+            return None
+        return float(self.params[value].reshape(()))
 
     def emit(self, node: Node) -> str:
         """Append a node; gives the name of its output."""

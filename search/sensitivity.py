@@ -69,7 +69,7 @@ def _same(graph: Graph, variant: Graph, node: Node, fresh: Mapping[str, Any]) ->
     return (
         twin == node
         and not any(v in fresh for v in node.inputs)
-        and all(variant.params[v] is graph.params.get(v) for v in node.inputs if v in variant.params)
+        and all(variant.stored[v] is graph.stored.get(v) for v in node.inputs if v in variant.stored)
     )
 
 

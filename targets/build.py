@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..compiler.artifact import ArraySpec, Artifact, Entry, Language, Manifest, open, write_artifact
+from ..compiler.artifact.manifest import WEIGHTS
 from ..compiler.calibrate import Ranges
 from ..compiler.errors import ArtifactError, OutputError
 from ..compiler.ir import Graph
@@ -96,17 +97,23 @@ def write(
     parts = [lower(each, target) for each in (graph, *others)]
     cache = cache or default_cache()
     objects = kernel_objects(all_kernels(parts), target.isa, cache, progress)
-    programs, data = share_weights(parts)
-    manifest = replace(_manifest(programs, target, plan or {}, ledger), language=language)
-    data = data if weights is None else weights
-    return assemble(programs[0], manifest, objects, data, directory, cache, ranges, programs[1:], tokenizer)
+    with scratch_folder() as scratch:
+        try:
+            programs = share_weights(parts, scratch / WEIGHTS)
+        except OSError as error:
+            raise OutputError(f"cannot write the weights: {error}") from None
+        manifest = replace(_manifest(programs, target, plan or {}, ledger), language=language)
+        data = scratch / WEIGHTS if weights is None else weights
+        return assemble(
+            programs[0], manifest, objects, data, directory, cache, ranges, programs[1:], tokenizer
+        )
 
 
 def assemble(
     program: Program,
     manifest: Manifest,
     objects: Sequence[Path],
-    weights: np.ndarray,
+    weights: np.ndarray | Path,
     directory: Path,
     cache: Path,
     ranges: Ranges | None = None,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,49 +20,52 @@ def all_kernels(parts: Sequence[Lowered]) -> dict[str, Any]:
     return {symbol: spec for part in parts for symbol, spec in part.kernels.items()}
 
 
-def share_weights(parts: Sequence[Lowered]) -> tuple[tuple[Program, ...], np.ndarray]:
-    """The programs on one weights file, and its contents.
+def share_weights(parts: Sequence[Lowered], path: Path) -> tuple[Program, ...]:
+    """Writes their weights file to `path`; returns the programs on it.
 
     The first program's weights lie as they do without the others; what these need and is not there yet
     follows. How a weight is packed depends on its kernel alone, so shapes with the same kernels add nothing.
-    Each array is packed once and compared by its hash: no more is held than the file.
+    Each array is packed once for each program, written and compared by its hash: no two are held at a time.
     """
     first, *others = parts
-    if not others:
-        return (first.program,), first.weight_bytes()
-    data = bytearray(first.program.weights_bytes)
     found: dict[bytes, int] = {}
-    for offset, packed in _packed(first):
-        data[offset : offset + packed.nbytes] = packed.data
-        found.setdefault(_key(packed), offset)
-    moved = [_add(part, data, found) for part in others]
-    programs = [
-        first.program,
-        *(_relocated(p.program, table) for p, table in zip(others, moved, strict=True)),
-    ]
-    return tuple(replace(p, weights_bytes=len(data)) for p in programs), np.frombuffer(data, np.uint8)
+    with open(path, "wb") as file:
+        for offset, packed in first.packed():
+            _put(file, offset, packed)
+            if others:
+                found.setdefault(_key(packed), offset)
+        end = first.program.weights_bytes
+        moved = []
+        for part in others:
+            table, end = _add(part, file, end, found)
+            moved.append(table)
+        file.truncate(end)
+    placed = [_relocated(part.program, table) for part, table in zip(others, moved, strict=True)]
+    return tuple(replace(program, weights_bytes=end) for program in (first.program, *placed))
 
 
-def _packed(part: Lowered) -> Iterable[tuple[int, np.ndarray]]:
-    for offset, make in part.weights:
-        yield offset, np.ascontiguousarray(make()).reshape(-1).view(np.uint8)
+def _put(file: BinaryIO, offset: int, packed: np.ndarray) -> None:
+    file.seek(offset)  # what is skipped is zeros
+    file.write(packed.data)
 
 
 def _key(packed: np.ndarray) -> bytes:
     return hashlib.sha256(packed.data).digest()
 
 
-def _add(part: Lowered, data: bytearray, found: dict[bytes, int]) -> dict[int, int]:
-    """Own offset -> offset in the shared file, of each array; those that `found` lacks are appended."""
+def _add(part: Lowered, file: BinaryIO, end: int, found: dict[bytes, int]) -> tuple[dict[int, int], int]:
+    """Own offset -> offset in the shared file, of each array, and where the file ends then; those that
+    `found` lacks are written there.
+    """
     moved = {}
-    for offset, packed in _packed(part):
+    for offset, packed in part.packed():
         key = _key(packed)
         if key not in found:
-            found[key] = len(data)
-            data += packed.data
-            data += bytes(-len(data) % ALIGN)
+            found[key] = end
+            _put(file, end, packed)
+            end += -(-packed.nbytes // ALIGN) * ALIGN
         moved[offset] = found[key]
-    return moved
+    return moved, end
 
 
 def _relocated(program: Program, moved: Mapping[int, int]) -> Program:

@@ -26,8 +26,7 @@ def long_linear(
     graph: Graph, node: Node, a: dict[str, Any], isa: Isa, epilogue: Epilogue
 ) -> KernelCall | None:
     """None where sums and activation are short, rows are few, or a type is not float32."""
-    x, w = graph.type_of(node.inputs[0]), graph.params[node.inputs[1]]
-    n, k = w.shape
+    x, (n, k) = graph.type_of(node.inputs[0]), graph.type_of(node.inputs[1]).shape
     rows = math.prod(x.shape[:-1])
     if x.dtype != "float32" or a["out_dtype"] != "float32" or rows < MANY_ROWS:
         return None
@@ -47,7 +46,11 @@ def long_linear(
         epilogue=epilogue,
     )
     columns = spec.tiling[1].columns
-    operands: list[Any] = [node.inputs[0], Weights(columns * k * 4, lambda: pack_matrix(spec, w.T))]
+
+    def pack() -> np.ndarray:
+        return pack_matrix(spec, graph.params[node.inputs[1]].T)
+
+    operands: list[Any] = [node.inputs[0], Weights(columns * k * 4, pack)]
     for index, there in ((2, epilogue.bias), (4, epilogue.scale)):
         if there:
             values = graph.params[node.inputs[index]]

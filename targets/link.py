@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,19 +83,32 @@ def find_compiler(cc: str | None = None) -> tuple[str, ...]:
     )
 
 
-def hash64(data: bytes | memoryview | np.ndarray) -> int:
-    """The checksum of `weights.bin` that the library checks: the same function as in runtime/bitsmith.c."""
+def hash64(data: bytes | memoryview | np.ndarray | Path) -> int:
+    """The checksum of `weights.bin`, or of its contents, that the library checks: the same function as in
+    runtime/bitsmith.c.
+    """
+    total, size, tail = 0, 0, np.zeros(0, np.uint8)
+    for octets in _blocks(data):
+        size, tail = size + octets.size, octets[octets.size // 8 * 8 :]  # only the last block has a tail
+        words = octets[: octets.size // 8 * 8].view("<u8")
+        total += _mixed(words, (size - octets.size) // 8)
+    last = np.concatenate([tail, np.zeros(8 - size % 8, np.uint8)]).view("<u8")
+    total = (total + size * 0x9E3779B97F4A7C15 + _mixed(last, size // 8)) % 2**64
+    return total ^ (total >> 29)
+
+
+def _blocks(data: bytes | memoryview | np.ndarray | Path) -> Iterator[np.ndarray]:
+    """Its bytes in pieces whose temporaries stay in the cache."""
+    block = 1 << 19
+    if isinstance(data, Path):
+        with open(data, "rb") as file:
+            while piece := file.read(block):
+                yield np.frombuffer(piece, np.uint8)
+        return
     array = np.ascontiguousarray(data) if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     octets = array.reshape(-1).view(np.uint8)
-    cut = octets.size // 8 * 8
-    words = octets[:cut].view("<u8")
-    last = np.concatenate([octets[cut:], np.zeros(8 - octets.size % 8, np.uint8)]).view("<u8")
-    total = octets.size * 0x9E3779B97F4A7C15 + _mixed(last, words.size)
-    block = 1 << 16  # words at once: temporaries stay in the cache
-    for start in range(0, words.size, block):
-        total += _mixed(words[start : start + block], start)
-    total %= 2**64
-    return total ^ (total >> 29)
+    for start in range(0, octets.size, block):
+        yield octets[start : start + block]
 
 
 def _mixed(words: np.ndarray, start: int) -> int:

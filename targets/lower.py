@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,15 @@ class Lowered:
     kernels: Mapping[str, Any]
     weights: tuple[tuple[int, Callable[[], np.ndarray]], ...]
 
+    def packed(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(offset, bytes) of what weights.bin holds, one after the other."""
+        for offset, make in self.weights:
+            yield offset, np.ascontiguousarray(make()).reshape(-1).view(np.uint8)
+
     def weight_bytes(self) -> np.ndarray:
         """The contents of weights.bin."""
         data = np.zeros(self.program.weights_bytes, np.uint8)
-        for offset, make in self.weights:
-            packed = np.ascontiguousarray(make()).reshape(-1).view(np.uint8)
+        for offset, packed in self.packed():
             data[offset : offset + packed.size] = packed
         return data
 
@@ -215,6 +219,6 @@ class _Placer:
 
     def _param(self, name: str) -> Place:
         if name not in self.params:
-            array = self.graph.params[name]
-            self.params[name] = self._weights(Weights(array.nbytes, lambda: array))
+            nbytes = self.graph.type_of(name).nbytes
+            self.params[name] = self._weights(Weights(nbytes, lambda: self.graph.params[name]))
         return self.params[name]

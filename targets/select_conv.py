@@ -74,8 +74,11 @@ def _known_weights(graph: Graph, node: Node) -> bool:
 def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> KernelCall | None:
     """Operands of an implicit matrix product; weights are packed when asked for."""
     w, bias, scale, residual = (_operand(node, i) for i in (1, 2, 4, 3))
-    four = graph.params[w].reshape(spec.oc, -1, *spec.kernel)
-    if spec.dot and isa.pair_dot and pairs_bounded(spec, four):
+
+    def four() -> np.ndarray:
+        return graph.params[w].reshape(spec.oc, -1, *spec.kernel)
+
+    if spec.dot and isa.pair_dot and pairs_bounded(spec, four()):
         spec = replace(spec, dot=isa.pair_dot)
     if spec.stack_bytes > STACK_BYTES:
         return None
@@ -86,12 +89,12 @@ def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> Ke
     def pack_bias() -> np.ndarray:
         values = graph.params[bias] if bias else np.zeros(spec.oc, e.acc_dtype)
         return pack_channels(
-            spec, fold_zero_point(four, spec.x_zero, values) if e.acc_dtype == "int32" else values
+            spec, fold_zero_point(four(), spec.x_zero, values) if e.acc_dtype == "int32" else values
         )
 
     operands: list[Any] = [
         x,
-        Weights(padded * k * np.dtype(spec.mac.b_dtype).itemsize, lambda: pack_weights(spec, four)),
+        Weights(padded * k * np.dtype(spec.mac.b_dtype).itemsize, lambda: pack_weights(spec, four())),
     ]
     if e.bias:
         operands.append(Weights(padded * 4, pack_bias))

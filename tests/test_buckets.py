@@ -114,9 +114,10 @@ def test_weights_are_stored_once(graphs, artifact):
     np.testing.assert_array_equal(shared[: len(alone)], alone)
 
 
-def test_programs_point_into_the_shared_weights(graphs):
+def test_programs_point_into_the_shared_weights(graphs, tmp_path):
     parts = [lower(prepare(graph), resolve("host")) for graph in graphs]
-    programs, data = share_weights(parts)
+    programs = share_weights(parts, tmp_path / "weights")
+    data = np.fromfile(tmp_path / "weights", np.uint8)
     assert {program.weights_bytes for program in programs} == {len(data)}
     for part, program in zip(parts, programs, strict=True):
         packed = {offset: make().reshape(-1).view(np.uint8) for offset, make in part.weights}

@@ -392,10 +392,12 @@ def insides(tools: tiny.Toolbox) -> ctypes.CDLL:
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 64, 100, 8 << 16, (8 << 16) + 3])
-def test_hash_is_the_same_in_c_and_numpy(insides: ctypes.CDLL, size: int) -> None:
+def test_hash_is_the_same_in_c_and_numpy(insides: ctypes.CDLL, size: int, tmp_path: Path) -> None:
     data = np.random.default_rng(size).bytes(size)
     want = insides.test_hash(data, ctypes.c_uint64(size))
+    (tmp_path / "data").write_bytes(data)
     assert link.hash64(data) == link.hash64(np.frombuffer(data, np.uint8)) == want
+    assert link.hash64(tmp_path / "data") == want
     assert size == 0 or link.hash64(data[:-1] + bytes([data[-1] ^ 128])) != want
 
 

@@ -49,7 +49,7 @@ def node_cost(graph: Graph, node: Node) -> Cost:
         flops=flops,
         read_bytes=sum(graph.type_of(v).nbytes for v in inputs if v not in graph.params),
         write_bytes=sum(t.nbytes for t in node.types),
-        param_bytes=sum(graph.params[v].nbytes for v in inputs if v in graph.params),
+        param_bytes=sum(graph.type_of(v).nbytes for v in inputs if v in graph.params),
     )
 
 
@@ -82,10 +82,10 @@ def layer_storage(graph: Graph, node: Node) -> Storage:
     names = dict(zip(OPS[node.op].inputs, node.inputs, strict=False))
     stored = {k: v for k, v in names.items() if v in graph.params}
     weights = graph.type_of(names["w"])
-    bias = graph.params[stored["bias"]].size if "bias" in stored else 0
+    bias = graph.type_of(stored["bias"]).size if "bias" in stored else 0
     return Storage(
         weights=weights.size,
-        total_bytes=sum(graph.params[v].nbytes // len(graph.consumers(v)) for v in set(stored.values())),
+        total_bytes=sum(graph.type_of(v).nbytes // len(graph.consumers(v)) for v in set(stored.values())),
         float_bytes=4 * (weights.size + bias),
     )
 
