@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .compiler.pipeline import bench as bench
     from .compiler.pipeline import compile as compile
     from .compiler.pipeline import diff as diff
+    from .compiler.pipeline import evaluate as evaluate
+    from .compiler.pipeline import generate as generate
     from .compiler.pipeline import inspect as inspect
     from .compiler.pipeline import load as load
     from .compiler.pipeline import measure as measure
@@ -43,6 +45,8 @@ _HOME = {
     "bench": ".compiler.pipeline",
     "compile": ".compiler.pipeline",
     "diff": ".compiler.pipeline",
+    "evaluate": ".compiler.pipeline",
+    "generate": ".compiler.pipeline",
     "inspect": ".compiler.pipeline",
     "load": ".compiler.pipeline",
     "measure": ".compiler.pipeline",

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import BitsmithError, InternalError
-from . import verbs
+from . import language, verbs
 from .examples import EXAMPLES
 from .output import Output
 
@@ -102,6 +102,8 @@ VERBS = (
     verbs.run,
     verbs.bench,
     verbs.diff,
+    language.generate,
+    language.eval,
     verbs.report,
     verbs.targets,
 )

@@ -29,6 +29,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitsmith diff model.onnx best.bitsmith --inputs samples.npy",
         "bitsmith diff model.onnx best.bitsmith --inputs samples.npy --sqnr 25 --json",
     ),
+    "generate": (
+        "bitsmith generate model.bitsmith --prompt 'Once upon a time' --max-tokens 100 --threads 2",
+        "bitsmith generate model.bitsmith -p - --temperature 0.8 --top-p 0.95 --seed 7 < prompt.txt",
+    ),
+    "eval": (
+        "bitsmith eval small.bitsmith book.txt --tokens 4096",
+        "bitsmith eval small.bitsmith book.txt --against float.bitsmith --json",
+    ),
     "report": ("bitsmith report found -o page.html",),
     "targets": ("bitsmith targets --json",),
 }

@@ -155,6 +155,28 @@ LeastSqnr = Annotated[
     Option("--sqnr", metavar="DB", help="Decibels that every layer must keep against the float model."),
 ]
 
+# generate and eval
+Prompt = Annotated[
+    str,
+    Option("--prompt", "-p", metavar="TEXT", help="What to go on from; - reads stdin.", show_default=False),
+]
+MaxTokens = Annotated[int, Option("--max-tokens", "-n", min=0, help="Tokens to make at most.")]
+Temperature = Annotated[
+    float,
+    Option(min=0, help="0: the likeliest token each time; above, by chance, the more evenly the higher."),
+]
+TopK = Annotated[int, Option("--top-k", min=0, help="Choose among so many of the likeliest; 0: all.")]
+TopP = Annotated[
+    float, Option("--top-p", help="Choose among the likeliest that have this share together; 1: all.")
+]
+TextFile = Annotated[Path, Argument(metavar="TEXT", help="A text file in UTF-8.", show_default=False)]
+AgainstModel = Annotated[
+    Path | None,
+    Option("--against", metavar="ARTIFACT|MODEL", help="What to compare with, as the float model."),
+]
+JudgedTokens = Annotated[int | None, Option("--tokens", min=1, help="Judge so many tokens; else all.")]
+Window = Annotated[int, Option(min=2, help="Tokens read in one go; each piece begins anew.")]
+
 # everywhere
 Threads = Annotated[int, Option("--threads", min=1, help="Threads of a run.")]
 Seed = Annotated[int, Option(min=0, help="Of all that is random.")]

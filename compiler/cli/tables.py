@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..pipeline.benchmark import BenchReport
     from ..pipeline.inspection import ArtifactInfo, ModelInfo, TargetInfo
     from ..pipeline.measuring import Measurement
+    from ..pipeline.speeds import Speed
 
 SHOWN_VALUES = 5
 QUALITIES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -238,10 +239,21 @@ def benched(report: BenchReport) -> Iterable[RenderableType]:
     yield rows
     rounds = f"{report.rows[0].latency.n} rounds in turns, {report.inputs} inputs"
     yield f"{rounds}, on {escape(report.machine.cpu)}"
+    if report.speeds:
+        yield spoken(report.speeds)
     for name, entry in report.entries.items():
         yield f"entry {entry} of {escape(name)}"
     for name, roofline in report.profiles.items():
         yield from kernels(name, roofline)
+
+
+def spoken(speeds: Iterable[Speed]) -> Table:
+    """Tokens per second of language models."""
+    made = table("", "what", ">threads", ">prompt", ">prefill tok/s", ">decode tok/s")
+    for row in speeds:
+        rates = (f"{rate:.1f}" for rate in (row.prefill_per_second, row.decode_per_second))
+        made.add_row(escape(row.name), str(row.threads), str(row.prompt), *rates)
+    return made
 
 
 def listed_targets(found: Iterable[TargetInfo]) -> Table:

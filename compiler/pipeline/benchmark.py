@@ -21,6 +21,7 @@ from .feeds import random_feed, sample_feeds, signature
 from .measuring import PathLike
 from .models import compile, load
 from .onnx_peer import OnnxPeer
+from .speeds import Speed, speeds
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -46,6 +47,7 @@ class BenchReport:
     inputs    "random" or "given"
     profiles  of each artifact, one thread, every kernel beside the machine's limits, when that was asked for
     entries   of each artifact with several, the one that was timed
+    speeds    of each language model, at each number of threads: tokens per second
     """
 
     baseline: str
@@ -54,6 +56,7 @@ class BenchReport:
     machine: Machine
     profiles: Mapping[str, Roofline]
     entries: Mapping[str, int] = field(default_factory=dict)
+    speeds: tuple[Speed, ...] = ()
 
 
 def bench(
@@ -69,7 +72,7 @@ def bench(
     shapes: Mapping[str, int | Sequence[int]] | None = None,
 ) -> BenchReport:
     """Latency of compiled models and peers on the same inputs, run in turns so that the machine's drift hits
-    all alike.
+    all alike; of language models also tokens per second.
 
     artifacts  what to measure: opened, or paths; a path of a .onnx file is compiled first, in float32
     against    what to compare with: "onnxruntime" (needs `model`, the .onnx file) or paths of artifacts; the
@@ -102,7 +105,8 @@ def bench(
         profiles = {_name_of(a): _profile(ours[_name_of(a)], feeds[0]) for a in own if profile}
         given = "random" if inputs is None else "given"
         used = {name: a.entry_for(**feeds[0]) for name, a in ours.items() if len(a.entries) > 1}
-        return BenchReport(rows[0].name, tuple(rows), given, this_machine(), profiles, used)
+        spoken = speeds(ours, threads)
+        return BenchReport(rows[0].name, tuple(rows), given, this_machine(), profiles, used, spoken)
 
 
 def _listed(given: Artifact | PathLike | Iterable[Artifact | PathLike]) -> list[Artifact | PathLike]:
