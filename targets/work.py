@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..compiler.analysis.cost import node_cost
 from ..compiler.analysis.roofline import Work
 from ..compiler.ir import Graph, Node
@@ -15,8 +17,14 @@ from .kernels.depthwise_spec import DepthwiseSpec
 from .kernels.gemm_spec import GemmSpec
 
 
-def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[Work, ...]:
-    """One for each call. Where several calls share a node's operations, nobody knows how many are whose."""
+def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[Work | None, ...]:
+    """One for each call. Where several calls share a node's operations, nobody knows how many are whose; how
+    much of a cache attention reads is another in every run."""
+    if node.op == "cached_attention":
+        return (None,) * len(calls)
+    if node.op == "cache_write" and len(calls) == 1:  # in place: rows alone
+        new = graph.type_of(node.inputs[1])
+        return (Work(0, "", new.nbytes, new.size * np.dtype(node.type.dtype).itemsize, 0),)
     if len(calls) == 1:
         return (_whole(graph, node, calls[0]),)
     return tuple(_piece(graph, call) for call in calls)
