@@ -22,8 +22,8 @@ from .partial import load_part, store_part
 from .vectors import across
 
 F = "float32"
-SUMS = 12
-"""Sums in registers at most."""
+SUMS = 9
+"""Sums in registers at most: what is multiplied needs the others."""
 
 
 def emit_decode(spec: DecodeSpec, name: str) -> Any:
