@@ -25,6 +25,7 @@ from ..compiler.errors import InputError
 from ..compiler.ir import Graph, Node
 from ..compiler.plan import Plan, free_layers_of
 from ..compiler.verify import verify
+from .divide import divided_producer
 from .scan import Scan
 
 
@@ -84,7 +85,7 @@ class _Smoother:
         if node.name in self.of_layer:
             node = self._reader(node)
         if node.output in self.folded:
-            node = self._producer(node)
+            node = divided_producer(self.scan, node, 1 / self.wanted[node.output].factors)
         self.scan.emit(node)
 
     def _reader(self, node: Node) -> Node:
@@ -104,20 +105,3 @@ class _Smoother:
             copy = self.scan.insert("mul", (value, inverse), f"{value}.smooth")
             self.copies[value], self._values[copy] = copy, (each.low, each.high)
         return self.copies[value]
-
-    def _producer(self, node: Node) -> Node:
-        """A norm or linear layer that makes its value divided."""
-        inverse = 1 / self.wanted[node.output].factors
-        if node.op == "linear":
-            return replace(node, inputs=(node.inputs[0], *self._divided(node.inputs[1:], inverse)))
-        gamma = (*node.inputs, "")[1] or self.scan.add_param(f"{node.output}.ones", np.ones_like(inverse))
-        return replace(node, inputs=(node.inputs[0], *self._divided((gamma, *node.inputs[2:]), inverse)))
-
-    def _divided(self, params: tuple[str, ...], inverse: np.ndarray) -> tuple[str, ...]:
-        """Parameters whose first axis are the channels."""
-        result = []
-        for name in params:
-            array = self.scan.params.get(name)
-            column = inverse.reshape(-1, *(1,) * (array.ndim - 1)) if array is not None else inverse
-            result.append(self.scan.add_param(f"{name}.divided", array * column) if array is not None else "")
-        return tuple(result)

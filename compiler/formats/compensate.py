@@ -1,7 +1,6 @@
 """Codes whose errors make each other good: GPTQ's column loop for every format, then sweeps.
 
-    for each group               fit scale and table on its weights as they are by now, weighted by 1 / U[j,
-    j]^2
+    for each group               fit scale and table on its weights as they are now, weighted by 1 / U[j, j]^2
       for each of its columns    code = nearest level; subtract error * U[j, j:] / U[j, j] from what follows
     for each sweep               each code, then each scale, to the value of least error beside all others
 
@@ -47,15 +46,30 @@ def compensate(
     weight: np.ndarray, hessian: np.ndarray, format: Format, options: Compensation = USUAL
 ) -> Coded:
     """The weight float32 [n, k] in codes, for inputs with hessian = X^T X [k, k] (float64 or float32, any
-    factor). Takes 12 bytes * k * k beside the arguments. Raises FormatError as `encode` does, and for a
+    factor). Takes 16 bytes * k * k beside the arguments. Raises FormatError as `encode` does, and for a
     Hessian that is none.
     """
-    weight = checked(weight, format)
-    hessian = checked_hessian(hessian, weight.shape[1])
-    walk = _Walk.of(hessian, format, options)
-    parts = [walk.rows(weight[begin : begin + ROWS]) for begin in range(0, len(weight), ROWS)]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Coded(format, (weight.shape[0], weight.shape[1]), joined)
+    return Compensator(hessian, options).code(weight, format)
+
+
+class Compensator:
+    """`compensate` for several weights that read the same inputs: the factor is computed once for each group
+    size.
+    """
+
+    def __init__(self, hessian: np.ndarray, options: Compensation = USUAL) -> None:
+        self.hessian, self.options = hessian, options
+        self._shared: dict[int, _Shared] = {}
+
+    def code(self, weight: np.ndarray, format: Format) -> Coded:
+        weight = checked(weight, format)
+        if format.group not in self._shared:
+            hessian = checked_hessian(self.hessian, weight.shape[1])
+            self._shared = {format.group: _Shared.of(hessian, format, self.options)}
+        walk = _Walk(format, self.options, self._shared[format.group])
+        parts = [walk.rows(weight[begin : begin + ROWS]) for begin in range(0, len(weight), ROWS)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return Coded(format, (weight.shape[0], weight.shape[1]), joined)
 
 
 def output_error(weight: np.ndarray, decoded: np.ndarray, hessian: np.ndarray) -> np.ndarray:
@@ -68,25 +82,30 @@ def output_error(weight: np.ndarray, decoded: np.ndarray, hessian: np.ndarray) -
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """What all rows share. `hessian` float32, with its damping; `factor` in the order of `blocks`."""
+class _Shared:
+    """What weights share. `hessian` float32, with its damping; `factor` in the order of `blocks`."""
 
-    format: Format
-    options: Compensation
     hessian: np.ndarray
     factor: np.ndarray
     blocks: list[Block]
 
     @staticmethod
-    def of(hessian: np.ndarray, format: Format, options: Compensation) -> _Walk:
+    def of(hessian: np.ndarray, format: Format, options: Compensation) -> _Shared:
         diagonal = np.diagonal(hessian)
         blocks = blocks_of(format, diagonal)
         order = np.concatenate([block.columns for block in blocks])
         factor = factor_of(hessian, order, options.damping)
         scale = float(diagonal.mean()) or 1.0
-        damped = (hessian / scale).astype(np.float32)
-        damped[np.diag_indices_from(damped)] += options.damping
-        return _Walk(format, options, damped, factor, blocks)
+        damped = np.divide(hessian, scale, dtype=np.float32, casting="unsafe")
+        damped[np.diag_indices_from(damped)] += np.float32(options.damping)
+        return _Shared(damped, factor, blocks)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    format: Format
+    options: Compensation
+    shared: _Shared
 
     def rows(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         """Arrays of Coded for some rows."""
@@ -94,36 +113,36 @@ class _Walk:
         state = State.empty(self.format, weight, Store(row))
         self.walk(weight, state)
         for _ in range(self.options.sweeps):
-            if not sweep(weight, self.hessian, state):
+            if not sweep(weight, self.shared.hessian, state):
                 break
         best = state.arrays(row)
         rounded = encode(weight, self.format)
         found = Coded(self.format, rounded.shape, best)
-        worse = output_error(weight, decode(found), self.hessian) > output_error(
-            weight, decode(rounded), self.hessian
+        worse = output_error(weight, decode(found), self.shared.hessian) > output_error(
+            weight, decode(rounded), self.shared.hessian
         )
         if not worse.any():
             return best
         return {name: _rows(worse, rounded.arrays[name], best[name]) for name in best}
 
     def walk(self, weight: np.ndarray, state: State) -> None:
-        order = np.concatenate([block.columns for block in self.blocks])
+        order = np.concatenate([block.columns for block in self.shared.blocks])
         left = weight[:, order]
         begin = 0
-        for block in self.blocks:
+        for block in self.shared.blocks:
             end = begin + len(block.columns)
-            importance = 1 / np.square(np.diagonal(self.factor)[begin:end])
+            importance = 1 / np.square(np.diagonal(self.shared.factor)[begin:end])
             state.fit(block, left[:, begin:end], importance / importance.max())
             for first in range(begin, end, STRIPE):
                 last = min(first + STRIPE, end)
                 errors = self.stripe(block, first - begin, left[:, first:last], first, state)
-                left[:, last:] -= errors @ self.factor[first:last, last:]
+                left[:, last:] -= errors @ self.shared.factor[first:last, last:]
             begin = end
 
     def stripe(self, block: Block, at: int, left: np.ndarray, first: int, state: State) -> np.ndarray:
         """Codes the columns left [n, c], in place; their errors / U[j, j], float32 [n, c]."""
         width = left.shape[1]
-        factor = self.factor[first : first + width, first : first + width]
+        factor = self.shared.factor[first : first + width, first : first + width]
         columns = np.ascontiguousarray(left.T)
         errors = np.empty_like(columns)
         for j in range(width):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -24,13 +24,32 @@ def encode(weight: np.ndarray, format: Format, importance: np.ndarray | None = N
     matrix, or too large for float16 scales, and for an importance that does not fit.
     """
     weight = checked(weight, format)
+    row = None if importance is None else _checked_importance(importance, weight.shape[1])[None]
+    family = family_of(format)
+
+    def fit(groups: np.ndarray, store: Store, begin: int, count: int) -> Parameters:
+        weights = None
+        if row is not None:
+            n, size = len(groups) // count, groups.shape[1]
+            weights = np.tile(row[:, begin : begin + count * size].reshape(count, size), (n, 1))
+        return family.fit(groups, format.bits, weights, store)
+
+    return _encoded(weight, format, fit)
+
+
+def encode_by(weight: np.ndarray, format: Format, fit: Callable[[np.ndarray, Store], Parameters]) -> Coded:
+    """The same with parameters that `fit(groups float32 [m, g], store)` gives."""
+    return _encoded(checked(weight, format), format, lambda groups, store, begin, count: fit(groups, store))
+
+
+_Fit = Callable[[np.ndarray, Store, int, int], Parameters]
+"""(groups [m, g], store, first column of the first group, groups in a row)."""
+
+
+def _encoded(weight: np.ndarray, format: Format, fit: _Fit) -> Coded:
     n, k = weight.shape
-    if importance is not None:
-        importance = _checked_importance(importance, k)
-    parts = []
     step = max(1, BLOCK // k)
-    for begin in range(0, n, step):
-        parts.append(_encode_rows(weight[begin : begin + step], format, importance))
+    parts = [_encode_rows(weight[begin : begin + step], format, fit) for begin in range(0, n, step)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Coded(format, (n, k), joined)
 
@@ -89,24 +108,17 @@ def _grouped(weight: np.ndarray, first: int, count: int, width: int, size: int) 
     return part.reshape(-1, size)
 
 
-def _encode_rows(weight: np.ndarray, format: Format, importance: np.ndarray | None) -> dict[str, np.ndarray]:
-    family, bits, n = family_of(format), format.bits, len(weight)
+def _encode_rows(weight: np.ndarray, format: Format, fit: _Fit) -> dict[str, np.ndarray]:
+    chooser, bits, n = family_of(format).chooser, format.bits, len(weight)
     width = format.width(weight.shape[1])
     row = row_scale_of(weight, format)
     codes, found = [], []
     for first, count, size in spans(format, weight.shape[1]):
         groups = _grouped(weight, first, count, width, size)
-        store = Store(None if row is None else np.repeat(row, count))
-        weights = None if importance is None else _tiled(importance, first * width, count, size, n)
-        parameters = family.fit(groups, bits, weights, store)
-        codes.append(family.chooser(bits, parameters)(groups).reshape(n, count, size))
+        parameters = fit(groups, Store(None if row is None else np.repeat(row, count)), first * width, count)
+        codes.append(chooser(bits, parameters)(groups).reshape(n, count, size))
         found.append(parameters)
     return assemble(format, codes, found, row)
-
-
-def _tiled(importance: np.ndarray, begin: int, count: int, size: int, n: int) -> np.ndarray:
-    part = importance[begin : begin + count * size].reshape(1, count, size)
-    return np.broadcast_to(part, (n, count, size)).reshape(-1, size)
 
 
 def assemble(

@@ -1,0 +1,39 @@
+"""What error compensation needs to know of a layer's inputs: X^T X, and the mean magnitude of each
+channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..compiler.errors import InputError
+from .live_values import LiveValues
+
+STRIPE = 1024
+"""Channels whose products with all others are added at a time: no second array of k * k is made."""
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """hessian float64 [k, k]: sum over rows of x x^T; magnitude float64 [k]: mean |x|; rows: how many."""
+
+    hessian: np.ndarray
+    magnitude: np.ndarray
+    rows: int
+
+
+def layer_inputs(values: LiveValues, value: str) -> LayerInputs:
+    """Of a value [..., k] over all runs. Raises InputError where it is not finite."""
+    k = values.graph.type_of(value).shape[-1]
+    hessian, magnitude, rows = np.zeros((k, k)), np.zeros(k), 0
+    for run in range(len(values.runs)):
+        x = np.asarray(values.get(run, value), np.float32).reshape(-1, k)
+        if not np.isfinite(x).all():
+            raise InputError(f"calibration sample {run} makes value {value!r} NaN or infinite")
+        for begin in range(0, k, STRIPE):
+            hessian[begin : begin + STRIPE] += x[:, begin : begin + STRIPE].T @ x
+        magnitude += np.abs(x).sum(0, dtype=np.float64)
+        rows += len(x)
+    return LayerInputs(hessian, magnitude / max(rows, 1), rows)
