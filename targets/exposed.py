@@ -19,7 +19,7 @@ from .program import Space
 
 
 def expose(graph: Graph) -> Graph:
-    """The graph with all results of its nodes as outputs, after its own.
+    """The graph with all results of its nodes as outputs, after its own; states are inputs and outputs.
 
     Left out are empty results, and those of nodes that are computed together with a later one: as outputs
     they would be computed alone, by another kernel.
@@ -27,7 +27,7 @@ def expose(graph: Graph) -> Graph:
     own, together = set(graph.outputs), chains(graph)
     stored = (node for node in graph.nodes if together.get(node.name) != ())
     made = (v for node in stored for v in node.outputs if v not in own and graph.type_of(v).size)
-    exposed = graph.with_nodes(graph.nodes, outputs=(*graph.outputs, *made))
+    exposed = graph.with_nodes(graph.nodes, outputs=(*graph.outputs, *made), states=())
     if chains(exposed) != together:
         raise InternalError(f"{graph.name}: with all values as outputs other nodes are computed together")
     return exposed

@@ -11,6 +11,7 @@ import pytest
 from bitsmith.compiler.artifact import Artifact, open
 from bitsmith.compiler.artifact.manifest import TOKENIZER
 from bitsmith.compiler.errors import ArtifactError, InputError, UnsupportedError
+from bitsmith.compiler.pipeline import compile, diff
 from bitsmith.compiler.reference import run_reference
 from bitsmith.targets.lower import lower
 from bitsmith.targets.program import Space
@@ -70,6 +71,20 @@ def test_caches_are_written_in_place(place: Path) -> None:
     with open(place) as artifact:
         assert [s.name for s in artifact.states] == [before for before, _ in graph.states]
         assert artifact.outputs[0].name == "logits" and len(artifact.outputs) == 1
+
+
+def test_diff_looks_into_caches() -> None:
+    graph = language_graph(CHUNK, CHUNK)
+    feeds = [
+        {"tokens": tokens, "position": np.array([0]), "rows": np.arange(CHUNK)}
+        for tokens in (TEXT[:CHUNK], TEXT[CHUNK : 2 * CHUNK])
+    ]
+    with compile(graph) as artifact:
+        report = diff(graph, artifact, inputs=feeds)
+    assert report.ok and report.reproduced
+    shown = {row.op: row for row in report.layers}
+    assert 0 < shown["cached_attention"].error < 1e-5  # it was compared: sums have another order
+    assert shown["cache_write"].error == 0
 
 
 def test_two_instances_do_not_share_what_they_keep(place: Path) -> None:

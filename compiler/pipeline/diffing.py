@@ -92,8 +92,9 @@ def diff(
     progress    called as `progress(stage, done, total)`
 
     The model is planned as the artifact was and compiled again with all values as outputs, on the artifact's
-    own weights; that keeps all values of a run in memory. Raises InputError (samples or model do not fit),
-    ArtifactError (damaged, for another machine, or compiled by another version), TargetError.
+    own weights; that keeps all values of a run in memory. Every sample begins with states of zeros. Raises
+    InputError (samples or model do not fit), ArtifactError (damaged, for another machine, or compiled by
+    another version), TargetError.
     """
     if not tolerance > 0:
         raise InputError(f"tolerance must be above 0, got {tolerance}")
@@ -106,6 +107,7 @@ def diff(
         comparison = _Comparison(exposed)
         for i, feed in enumerate(feeds):
             report("comparing layers", i, len(feeds))
+            subject.reset()
             comparison.add(feed, subject.run(**feed))
         report("comparing layers", len(feeds), len(feeds))
         given = "random" if inputs is None else "given"
@@ -161,7 +163,10 @@ class _Comparison:
         return self.exposed.stored[value][0] if value in self.exposed.stored else value
 
     def add(self, feed: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        """One sample; `outputs`: what the artifact itself gives."""
+        """One sample; `outputs`: what the artifact itself gives, from states of zeros."""
+        kinds = self.exposed.planned.types
+        empty = {v: np.zeros(kinds[v].shape, kinds[v].dtype) for v, _ in self.exposed.planned.states}
+        feed = {**empty, **feed}
         values = {**feed, **self.exposed.twin.run(**feed)}
         for name, array in outputs.items():
             self.reproduced &= np.array_equal(array, values[name], equal_nan=array.dtype.kind == "f")
