@@ -88,6 +88,10 @@ class CachedAttentionSpec:
         return -(-self.outputs // self.lanes) * self.lanes
 
     @property
+    def item_bytes(self) -> int:
+        return {"float32": 4, "float16": 2, "int8": 1}[self.dtype]
+
+    @property
     def operands(self) -> list[tuple[str, str]]:
         """(name, element type) of the pointers that are read. float16 is bits where the CPU knows none."""
         stored = "uint16" if self.dtype == "float16" and not self.half else self.dtype
@@ -188,6 +192,14 @@ def kept(value: Any, dtype: str, lanes: int = 1) -> Any:
     place = emit.local(1, emit.vector(dtype, lanes))
     emit.store(place, 0, value)
     return emit.load(place, 0)
+
+
+def fetch(buffer: Any, at: Any) -> None:
+    """Brings an element's cache line nearer; one that does not exist is no harm."""
+    place = emit.tirx.call_intrin("handle", "tirx.address_of", emit.load(buffer, at))
+    read, all_levels, data = (emit.splat(v, "int32", 1) for v in (0, 3, 1))
+    name = emit.ib.llvm_lookup_intrinsic_id("llvm.prefetch.p0")
+    emit.ib.evaluate(emit.ib.call_llvm_intrin(name, place, read, all_levels, data, dtype="void"))
 
 
 def read_floats(spec: CachedAttentionSpec, cache: Any, at: Any, valid: int) -> Any:

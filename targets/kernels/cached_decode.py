@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import emit
-from .cache_spec import FLOOR, KEYS, CombineSpec, DecodeSpec, capped, first_row, kept, read_floats
+from .cache_spec import FLOOR, KEYS, CombineSpec, DecodeSpec, capped, fetch, first_row, kept, read_floats
 from .partial import load_part, store_part
 from .vectors import across
 
@@ -116,12 +116,21 @@ class _Decode:
         emit.over(0, whole, lambda f: step(f * s.lanes, s.lanes))
         if rest:
             step(whole * s.lanes, rest)
+        self.fetch_ahead(start + key, keys)
         for j in range(keys):
             for r in range(s.group):
                 total = across(emit.load(acc, j * s.group + r), s.lanes, lambda a, b: a + b)
                 if s.dtype == "int8":
                     total = total * emit.load(self.buffers["k_scale"], self.row + start + key + j)
                 emit.store(self.scores, r * KEYS + key + j, total)
+
+    def fetch_ahead(self, key: Any, keys: int) -> None:
+        """The values of these keys are read next, then the keys of the next block: memory may begin now."""
+        s, item = self.spec, self.spec.item_bytes
+        ahead = (("v", self.row + key, s.outputs), ("k", self.row + key + KEYS, s.features))
+        for name, row, width in ahead:
+            for at in range(0, keys * width, emit.CACHE_LINE // item):
+                fetch(self.buffers[name], row * width + at)
 
     def exponentials(self, row: int, start: Any, count: Any) -> None:
         """A row of scores in place, its maximum and its sum."""
