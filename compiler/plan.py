@@ -12,6 +12,13 @@
 
 A layer that the plan does not list stays float32. A graph and a plan (and the calibration data) decide
 every byte of the result.
+
+Version 2 is written where a layer's weights become codes (compiler/formats), by the format's name:
+
+        "model.layers.0.mlp.up_proj": {"weights": "bitmod4:128", "activations": "int8:token"}
+
+Such a choice is "bitmod4:128" in short; "bitmod4:128@float32" and "bitmod4:128@int8:group" have other
+activations than int8 with one scale for each token. Tables that rows are gathered from may be named too.
 """
 
 from __future__ import annotations
@@ -25,19 +32,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import PlanError
+from .errors import FormatError, PlanError
 from .files import write_whole
+from .formats import Format, format_of
 from .ir import Graph, Node
 
-VERSION = 1
-LAYER_OPS = ("conv2d", "linear")
+VERSION, CODED_VERSION = 1, 2
+LAYER_OPS = ("conv2d", "linear", "coded_linear")
 """Operators that carry weights: those whose OpDef says `layer=True` (a test compares)."""
+FREE_OPS = ("conv2d", "linear")
+"""Those of them whose weights are numbers: a plan decides what becomes of them."""
 
 FORMATS: Mapping[str, Mapping[str, str]] = {
     "float32": {"weights": "float32", "activations": "float32"},
     "int8": {"weights": "int8", "activations": "uint8"},
 }
-"""What a layer can become, by the name of the choice."""
+"""What a layer can become, by the name of the choice; beside these, every weight format."""
+CODED_ACTIVATIONS = ("int8:token", "int8:group", "float32")
+"""What a layer whose weights are codes reads; the first needs no mention in a choice."""
 
 METHODS = ("minmax", "percentile", "mse")
 """Ways to choose the range of a value from what calibration saw of it."""
@@ -67,34 +79,44 @@ class Plan:
     calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        for layer, choice in self.layers.items():
-            _check_choice(layer, choice)
-        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+        layers = {layer: _checked_choice(layer, choice) for layer, choice in self.layers.items()}
+        object.__setattr__(self, "layers", MappingProxyType(layers))
 
     def __hash__(self) -> int:
         return hash(self.to_text())
 
     @staticmethod
     def uniform(graph: Graph, choice: str, calibration: Calibration | None = None) -> Plan:
-        """The plan that makes every layer of the graph `choice`: "int8" or "float32". Layers whose model
-        came with int8 weights are "int8" in every plan.
+        """The plan that makes every layer of the graph `choice`: "int8", "float32" or a weight format, which
+        tables get too, and which convolutions cannot have: they stay float32. Layers whose model came with
+        int8 weights are "int8" in every plan.
         """
-        free = {node.name for node in free_layers_of(graph)}
+        choice = _checked_choice("every layer", choice)
+        free = {node.name: node for node in free_layers_of(graph)}
         layers = {node.name: choice if node.name in free else "int8" for node in layers_of(graph)}
-        _check_choice("every layer", choice)
+        if coded_choice(choice):
+            layers |= {name: "float32" for name, node in free.items() if node.op != "linear"}
+            layers |= {node.name: choice for node in tables_of(graph)}
         return Plan(graph.name, layers, calibration or Calibration())
 
     def choice(self, layer: str) -> str:
-        """ "int8" or "float32"; layers not listed are "float32"."""
+        """ "int8", "float32" or a weight format; layers not listed are "float32"."""
         return self.layers.get(layer, "float32")
+
+    @property
+    def coded(self) -> Mapping[str, tuple[Format, str]]:
+        """Layers (and tables) whose weights become codes: their format, and what they read."""
+        found = {layer: coded_choice(choice) for layer, choice in self.layers.items()}
+        return {layer: pair for layer, pair in found.items() if pair}
 
     def with_choice(self, layer: str, choice: str) -> Plan:
         """The same plan with another choice for one layer. Raises PlanError for an unknown choice."""
         return replace(self, layers={**self.layers, layer: choice})
 
     def validate(self, graph: Graph) -> Plan:
-        """The plan itself. Raises PlanError, with the closest names, if the graph lacks a layer it names."""
-        names = [node.name for node in layers_of(graph)]
+        """The plan itself. Raises PlanError, with the closest names, if the graph lacks a layer it names, and
+        for a weight format of a layer that is no linear one."""
+        names = [node.name for node in (*layers_of(graph), *tables_of(graph))]
         unknown = [layer for layer in self.layers if layer not in set(names)]
         if unknown:
             listed = "; ".join(_suggest(layer, names) for layer in unknown[:10])
@@ -103,14 +125,28 @@ class Plan:
                 f"the plan for {self.graph!r} names {len(unknown)} layer(s) that graph {graph.name!r} does "
                 f"not have: {listed}{more}. `bitsmith inspect` lists the layers"
             )
+        fitting = {node.name for node in (*layers_of(graph), *tables_of(graph)) if node.op != "conv2d"}
+        for layer in self.coded:
+            if layer not in fitting:
+                raise PlanError(
+                    f"layer {layer!r} is a convolution and cannot become {self.choice(layer)!r}: weight "
+                    "formats are for linear layers and tables; choose float32 or int8"
+                )
+        tables = {node.name for node in tables_of(graph)}
+        for layer, choice in self.layers.items():
+            if layer in tables and choice == "int8":
+                raise PlanError(
+                    f"{layer!r} is a table that rows are gathered from: choose float32 or a weight format, "
+                    "such as int8:channel"
+                )
         return self
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "version": VERSION,
+            "version": CODED_VERSION if self.coded else VERSION,
             "graph": self.graph,
             "calibration": {"method": self.calibration.method, "percentile": self.calibration.percentile},
-            "layers": {layer: dict(FORMATS[choice]) for layer, choice in self.layers.items()},
+            "layers": {layer: formats_of(choice) for layer, choice in self.layers.items()},
         }
 
     def to_text(self) -> str:
@@ -155,8 +191,10 @@ class Plan:
         """The plan that `to_json` wrote. Raises PlanError, also for unknown fields: typing mistakes show."""
         fields = _object(data, "the plan", {"version", "graph", "layers"}, {"calibration"})
         version = fields["version"]
-        if type(version) is not int or version != VERSION:
-            raise PlanError(f"version is {version!r}; this bitsmith reads version {VERSION}")
+        if type(version) is not int or version not in (VERSION, CODED_VERSION):
+            raise PlanError(
+                f"version is {version!r}; this bitsmith reads versions {VERSION} and {CODED_VERSION}"
+            )
         if not isinstance(fields["graph"], str):
             raise PlanError(f"graph is {fields['graph']!r}, must be a name")
         if not isinstance(fields["layers"], dict):
@@ -172,8 +210,38 @@ def layers_of(graph: Graph) -> tuple[Node, ...]:
 
 
 def free_layers_of(graph: Graph) -> tuple[Node, ...]:
-    """The layers that a plan decides about: those whose weights are not int8 already."""
-    return tuple(node for node in layers_of(graph) if graph.type_of(node.inputs[1]).dtype != "int8")
+    """The layers that a plan decides about: those whose weights are neither int8 nor codes already."""
+    free = (node for node in layers_of(graph) if node.op in FREE_OPS)
+    return tuple(node for node in free if graph.type_of(node.inputs[1]).dtype != "int8")
+
+
+def tables_of(graph: Graph) -> tuple[Node, ...]:
+    """The nodes that gather rows of a float32 parameter [n, k] (embeddings): a plan may make it codes."""
+    found = []
+    for node in graph.nodes:
+        if node.op == "gather" and node.inputs[0] in graph.params and node.attrs["axis"] == 0:
+            kind = graph.type_of(node.inputs[0])
+            found += [node] if kind.dtype == "float32" and len(kind.shape) == 2 and kind.size else []
+    return tuple(found)
+
+
+def coded_choice(choice: str) -> tuple[Format, str] | None:
+    """Weight format and activations of a choice; None for the choices in FORMATS. Raises FormatError."""
+    if choice in FORMATS:
+        return None
+    weights, _, activations = choice.partition("@")
+    activations = activations or CODED_ACTIVATIONS[0]
+    if activations not in CODED_ACTIVATIONS:
+        raise FormatError(f"activations {activations!r} are not one of {', '.join(CODED_ACTIVATIONS)}")
+    return format_of(weights), activations
+
+
+def formats_of(choice: str) -> dict[str, str]:
+    """What a plan's file says for a choice."""
+    found = coded_choice(choice)
+    if found is None:
+        return dict(FORMATS[choice])
+    return {"weights": str(found[0]), "activations": found[1]}
 
 
 def _choice_of(layer: str, formats: Any) -> str:
@@ -181,13 +249,34 @@ def _choice_of(layer: str, formats: Any) -> str:
     for choice, known in FORMATS.items():
         if wanted == known:
             return choice
+    texts = all(isinstance(text, str) for text in wanted.values())
+    if texts and wanted["activations"] in CODED_ACTIVATIONS:
+        try:
+            return _short(format_of(wanted["weights"]), wanted["activations"])
+        except FormatError as error:
+            raise PlanError(f"layer {layer!r}: {error}") from None
     legal = " or ".join(json.dumps(known) for known in FORMATS.values())
-    raise PlanError(f"layer {layer!r} asks for {json.dumps(wanted)}; it can have {legal}")
+    raise PlanError(
+        f"layer {layer!r} asks for {json.dumps(wanted)}; it can have {legal}, or a weight format with "
+        f"activations {', '.join(CODED_ACTIVATIONS)}"
+    )
 
 
-def _check_choice(layer: str, choice: str) -> None:
-    if choice not in FORMATS:
-        raise PlanError(f"layer {layer!r} cannot become {choice!r}; choose {' or '.join(FORMATS)}")
+def _short(format: Format, activations: str) -> str:
+    usual = activations == CODED_ACTIVATIONS[0]
+    return str(format) if usual else f"{format}@{activations}"
+
+
+def _checked_choice(layer: str, choice: str) -> str:
+    """The choice, a weight format's name written in full. Raises PlanError."""
+    try:
+        found = coded_choice(choice)
+    except FormatError as error:
+        raise PlanError(
+            f"layer {layer!r} cannot become {choice!r}; choose {', '.join(FORMATS)} or a weight format: "
+            f"{error}"
+        ) from None
+    return choice if found is None else _short(*found)
 
 
 def _object(data: Any, what: str, required: set[str], optional: set[str]) -> dict[str, Any]:

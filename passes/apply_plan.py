@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from ..compiler.calibrate import Ranges
 from ..compiler.errors import PlanError
+from ..compiler.formats import Coded
 from ..compiler.ir import AttrValue, Graph, Node
-from ..compiler.plan import LAYER_OPS, Plan, free_layers_of, layers_of
+from ..compiler.plan import FREE_OPS, Plan, free_layers_of, layers_of
 from ..compiler.verify import verify
+from .code_layers import code_layers, round_layers
 from .dead_code import remove_dead_code
 from .quantise import Memo, QParams, QWeights, qparams, quantise_weights
 from .scan import Scan, attr
@@ -38,19 +41,26 @@ def apply_plan(
     *,
     pair_bound: bool = False,
     memo: Memo | None = None,
+    coded: Mapping[str, Coded] | None = None,
 ) -> Graph:
-    """The graph with int8 layers where the plan says so. Where all stay float32 it is the graph itself.
+    """The graph with int8 layers, and weights as codes, where the plan says so. Where all stay float32 it is
+    the graph itself.
     Layers that came with int8 weights keep them, whatever the plan says of them.
 
     `ranges` (of the same graph) may be None when no layer is int8. `pair_bound`: the target multiplies
     faster where
     int8 weights keep the bound of passes/pair_bound.py (Target.pair_bound says so). `memo` keeps
     quantised weights
-    between calls for one graph, ranges and bound: a search applies many plans.
+    between calls for one graph, ranges and bound: a search applies many plans. `coded`: the codes of the
+    layers that the plan gives a weight format; without, their weights are rounded.
     Raises PlanError when the plan does not fit the graph or ranges are needed and missing, InputError when
     the ranges are for another graph, ModelError for weights that are not finite.
     """
     plan.validate(graph)
+    if plan.coded:
+        chosen = round_layers(graph, plan) if coded is None else coded
+        graph = code_layers(graph, chosen, {layer: reads for layer, (_, reads) in plan.coded.items()})
+        plan = replace(plan, layers={k: v for k, v in plan.layers.items() if k not in plan.coded})
     if all(plan.choice(node.name) == "float32" for node in free_layers_of(graph)):
         return graph
     if ranges is None:
@@ -99,7 +109,7 @@ class _Planner:
         inputs, attrs = node.inputs, dict(node.attrs)
         if node.name in self.int8:
             inputs, attrs = self._int8_layer(node)
-        elif node.op in LAYER_OPS:
+        elif node.op in FREE_OPS:
             attrs |= self._residual(node, 1.0) | self._written(node, folded=False)
         elif node.op == "add":
             attrs |= self._add(node)

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 
 from ..compiler.calibrate import Ranges
 from ..compiler.ir import Graph, Node
-from ..compiler.plan import LAYER_OPS, Plan, free_layers_of
+from ..compiler.plan import FREE_OPS, Plan, free_layers_of
 from .quantise import QParams, qparams
 from .scan import attr
 
 MOVING = ("max_pool2d", "reshape", "transpose", "concat", "resize", "pad", "depth_to_space")
-WRITERS = (*LAYER_OPS, "add")
+WRITERS = (*FREE_OPS, "add")
 READERS = ("add", "reduce_mean")
 
 
@@ -70,7 +70,7 @@ def _can_store(graph: Graph, value: str, int8: set[str]) -> bool:
 
 def _can_read(node: Node, value: str, int8: set[str]) -> bool:
     """Whether every operand of the node that is this value may be uint8."""
-    if node.op not in LAYER_OPS:
+    if node.op not in FREE_OPS:
         return node.op in READERS or moves(node)
     operands = [i for i, v in enumerate(node.inputs) if v == value]
     return all(i == 3 or (i == 0 and node.name in int8) for i in operands)

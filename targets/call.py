@@ -12,10 +12,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Weights:
-    """A packed operand of a kernel. `make` packs it; `nbytes` is known without."""
+    """A packed operand of a kernel. `make` packs it; `nbytes` is known without. `key`: operands of one key,
+    unless it is "", are the same bytes and lie in one place."""
 
     nbytes: int
     make: Callable[[], np.ndarray] = field(compare=False)
+    key: str = ""
 
 
 @dataclass(frozen=True)

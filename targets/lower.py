@@ -90,15 +90,19 @@ def _specs(graph: Graph, values: Sequence[str]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(v, graph.type_of(v).shape, graph.type_of(v).dtype) for v in values)
 
 
-def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work]]:
+def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work | None]]:
     calls, missing = [], []
+    prepared: set[KernelCall] = set()
     together = chains(graph)
     for node in graph.nodes:
         parts = together.get(node.name, (node,))
         try:
-            of_node = node_calls(graph, node, target) if parts == (node,) else _chain(graph, parts, target)
-            works = call_works(graph, node, of_node) if parts == (node,) else chain_works(graph, parts)
-            calls += [(node.name, call, work) for call, work in zip(of_node, works, strict=True)]
+            alone = parts == (node,)
+            of_node = node_calls(graph, node, target) if alone else _chain(graph, parts, target)
+            works = call_works(graph, node, of_node) if alone else chain_works(graph, parts)
+            new = [pair for pair in zip(of_node, works, strict=True) if pair[0] not in prepared]
+            calls += [(node.name, call, work) for call, work in new]
+            prepared |= {call for call, _ in new if _prepares(call)}
         except UnsupportedError as error:
             missing.append(f"{node.name}: {error}")
     if missing:
@@ -107,6 +111,12 @@ def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work
             f"{len(missing)} of {len(graph.nodes)} layers cannot be computed on {target.name}:\n  {listed}"
         )
     return calls
+
+
+def _prepares(call: KernelCall) -> bool:
+    """It brings values of the graph to another form: where another node needs the same, once is enough."""
+    *given, made = call.operands
+    return isinstance(made, Temporary) and not any(isinstance(operand, Weights) for operand in given)
 
 
 def _chain(graph: Graph, nodes: Sequence[Node], target: Target) -> tuple[KernelCall, ...]:
@@ -149,6 +159,7 @@ class _Placer:
         self.weights: list[tuple[int, Callable[[], np.ndarray]]] = []
         self.weights_bytes = 0
         self.params: dict[str, Place] = {}
+        self.shared: dict[str, Place] = {}
         self.states = state_layout(graph)
         self.inputs = {name: Place(Space.INPUT, i) for i, (name, _) in enumerate(graph.fed)}
         self.overread = {self._root(n.inputs[0]) for n in graph.nodes if OPS[n.op].layer} & {
@@ -212,10 +223,15 @@ class _Placer:
         return copies
 
     def _weights(self, operand: Weights) -> Place:
+        if operand.key in self.shared:
+            return self.shared[operand.key]
         offset = self.weights_bytes
         self.weights.append((offset, operand.make))
         self.weights_bytes = offset + -(-operand.nbytes // ALIGN) * ALIGN
-        return Place(Space.WEIGHTS, offset)
+        place = Place(Space.WEIGHTS, offset)
+        if operand.key:
+            self.shared[operand.key] = place
+        return place
 
     def _param(self, name: str) -> Place:
         if name not in self.params:

@@ -16,6 +16,7 @@ from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
 from .kernels.window import window
 from .select_cached import CACHED_RULES
+from .select_coded import CODED_RULES
 from .select_conv import CONV_RULES
 from .select_indexed import cumulate, scatter, topk
 from .select_recurrent import RECURRENT_RULES
@@ -91,6 +92,7 @@ RULES: dict[str, Rule] = {
     **PLACE_RULES,
     **RECURRENT_RULES,
     **CACHED_RULES,
+    **CODED_RULES,
     **{name: _activation for name in ACTIVATIONS if name != "none"},
     "quantize": _quantize,
     "dequantize": _dequantize,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.errors import OutputError, PlanError
+from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.ops import OPS
 from bitsmith.compiler.plan import LAYER_OPS, Calibration, Plan, layers_of
 from hypothesis import given
@@ -45,8 +46,8 @@ def test_uniform_and_with_choice(graph):
     )
     assert plan != other
     assert Plan.uniform(graph, "float32").choice("head") == "float32"
-    with pytest.raises(PlanError, match="'int4'; choose float32 or int8"):
-        Plan.uniform(graph, "int4")
+    with pytest.raises(PlanError, match="'uint4'; choose float32, int8 or a weight format: there is no"):
+        Plan.uniform(graph, "uint4")
     with pytest.raises(PlanError, match="layer 'head' cannot become 'fp8'"):
         plan.with_choice("head", "fp8")
 
@@ -116,7 +117,7 @@ def _with(**changes):
         ([], "the plan is list, must be an object"),
         (_without("version"), "the plan lacks version"),
         (_without("layers"), "the plan lacks layers"),
-        (_with(version=2), "version is 2; this bitsmith reads version 1"),
+        (_with(version=3), "version is 3; this bitsmith reads versions 1 and 2"),
         (_with(version=True), "version is True"),
         (_with(version="1"), "version is '1'"),
         (_with(graph=3), "graph is 3, must be a name"),
@@ -128,7 +129,11 @@ def _with(**changes):
             _with(layers={"head": {"weights": "int4", "activations": "uint8"}}),
             'layer \'head\' asks for {"weights": "int4".* it can have {.*"float32"} or {"weights": "int8"',
         ),
-        (_with(layers={"head": {"weights": "int8", "activations": "float32"}}), "layer 'head' asks for"),
+        (_with(layers={"head": {"weights": "int8", "activations": "int8"}}), "layer 'head' asks for"),
+        (
+            _with(layers={"head": {"weights": "int9:32", "activations": "int8:token"}}),
+            "layer 'head': there is no weight format 'int9'",
+        ),
         (_with(layers={"head": {"weights": "int8", "activations": "uint8", "bits": 8}}), "'bits'"),
         (_with(calibration={"method": "entropy"}), "method 'entropy' is not one of minmax, percentile, mse"),
         (_with(calibration={"percentile": 50}), "percentile 50 must be above 50 and at most 100"),
@@ -187,3 +192,58 @@ def test_saving_where_one_cannot_write_leaves_nothing(tmp_path):
     with pytest.raises(OutputError, match="cannot write the plan"):
         Plan("net", {}).save(tmp_path / "folder")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def embedding_and_head() -> Graph:
+    b = GraphBuilder("words")
+    table = b.param("table", np.ones((10, 32), np.float32))
+    h = b.add("gather", [table, b.input("tokens", (2,), "int64")], name="embed", axis=0)
+    h = b.add("linear", [h, b.param("w", np.ones((32, 32), np.float32))], name="up")
+    return b.finish([b.add("linear", [h, table], name="head")])
+
+
+def test_weight_formats_are_choices(graph):
+    plan = Plan.uniform(embedding_and_head(), "bitmod4").with_choice("up", "int4:32@int8:group")
+    assert dict(plan.layers) == {
+        "embed": "bitmod4:128",
+        "up": "int4:32@int8:group",
+        "head": "bitmod4:128",
+    }
+    assert {layer: (str(f), reads) for layer, (f, reads) in plan.coded.items()} == {
+        "embed": ("bitmod4:128", "int8:token"),
+        "up": ("int4:32", "int8:group"),
+        "head": ("bitmod4:128", "int8:token"),
+    }
+    data = json.loads(plan.to_text())
+    assert data["version"] == 2
+    assert data["layers"]["up"] == {"weights": "int4:32", "activations": "int8:group"}
+    assert Plan.from_text(plan.to_text()) == plan
+    assert Plan.from_text(plan.to_text()).to_text() == plan.to_text()
+    assert Plan.uniform(graph, "int4:32").choice("stem.conv") == "float32", "convolutions have no formats"
+
+
+def test_an_int8_plan_is_written_as_ever(graph):
+    assert Plan.uniform(graph, "int8").to_json()["version"] == 1
+    assert Plan("net", {"head": "int8:channel"}).to_json()["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("int4:32@int7", "activations 'int7' are not one of int8:token, int8:group, float32"),
+        ("bitmod4:12", "the group size '12'"),
+        ("", "there is no weight format ''"),
+    ],
+)
+def test_bad_formats_are_explained(choice, message):
+    with pytest.raises(PlanError, match=message):
+        Plan("net", {"head": choice})
+
+
+def test_formats_are_for_linear_layers_and_tables(graph):
+    with pytest.raises(PlanError, match="'stem.conv' is a convolution and cannot become 'int4:32'"):
+        Plan("net", {"stem.conv": "int4:32"}).validate(graph)
+    words = embedding_and_head()
+    with pytest.raises(PlanError, match="'embed' is a table .* int8:channel"):
+        Plan("words", {"embed": "int8"}).validate(words)
+    assert Plan("words", {"embed": "int8:channel"}).validate(words)

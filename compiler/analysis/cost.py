@@ -35,7 +35,7 @@ class Cost:
         return self.flops / max(1, self.read_bytes + self.write_bytes + self.param_bytes)
 
 
-MULTIPLYING = ("conv2d", "linear", "matmul", "attention", "cached_attention")
+MULTIPLYING = ("conv2d", "linear", "coded_linear", "matmul", "attention", "cached_attention")
 
 
 def node_cost(graph: Graph, node: Node) -> Cost:
@@ -78,10 +78,13 @@ class Storage:
 
 
 def layer_storage(graph: Graph, node: Node) -> Storage:
-    """Storage of a conv2d or linear as it stands; a parameter shared by several nodes is split among them."""
+    """Storage of a layer as it stands; a parameter shared by several nodes is split among them."""
     names = dict(zip(OPS[node.op].inputs, node.inputs, strict=False))
     stored = {k: v for k, v in names.items() if v in graph.params}
-    weights = graph.type_of(names["w"])
+    if node.op == "coded_linear":
+        weights = TensorType((graph.type_of(names["codes"]).shape[0], int(str(node.attrs["k"]))))
+    else:
+        weights = graph.type_of(names["w"])
     bias = graph.type_of(stored["bias"]).size if "bias" in stored else 0
     return Storage(
         weights=weights.size,

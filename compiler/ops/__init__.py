@@ -2,6 +2,7 @@
 
 from .activations import ACTIVATIONS
 from .cache import CACHES
+from .coded import CODED
 from .compare import COMPARE
 from .conv import CONV2D
 from .depth import DEPTH_TO_SPACE
@@ -29,6 +30,7 @@ OPS: dict[str, OpDef] = {
     for op in (
         CONV2D,
         LINEAR,
+        *CODED,
         MATMUL,
         ATTENTION,
         ROPE,

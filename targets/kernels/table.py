@@ -9,6 +9,7 @@ from .cache_spec import CacheWriteSpec, CombineSpec, DecodeSpec, PrefillSpec, Ro
 from .cache_write import emit_cache_write, emit_rope
 from .cached_decode import emit_combine, emit_decode
 from .cached_prefill import emit_prefill
+from .coded import CODED_EMITTERS
 from .cumulate import CumulateSpec, emit_cumulate
 from .depthwise import emit_depthwise
 from .depthwise_spec import DepthwiseSpec
@@ -26,6 +27,7 @@ from .topk import TopKSpec, emit_topk
 
 EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     **TENSOR_EMITTERS,
+    **CODED_EMITTERS,
     GemmSpec: emit_gemm,
     DepthwiseSpec: emit_depthwise,
     PointwiseSpec: emit_pointwise,
