@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+STACK_BYTES = 2 << 20
+"""What a kernel may keep on the stack: threads have 8 MiB as a rule."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -44,6 +47,10 @@ class KernelCall:
     @property
     def symbol(self) -> str:
         return kernel_symbol(self.spec)
+
+
+Calls = KernelCall | tuple[KernelCall, ...]
+"""What computes a node: one call, or several in order."""
 
 
 def kernel_symbol(spec: Any) -> str:

@@ -10,16 +10,14 @@ import numpy as np
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.conv import in_layout, nchw, out_layout
-from .call import KernelCall, Weights
+from .call import STACK_BYTES, Calls, KernelCall, Weights
 from .isa import Isa
 from .kernels.depthwise_spec import DepthwiseSpec, pack_depthwise, pack_per_channel
 from .kernels.epilogue import Epilogue
 from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
 from .kernels.window import flat_window, window
+from .select_winograd import winograd
 from .tensor_rules import long_linear
-
-STACK_BYTES = 2 << 20
-"""What a kernel may keep on the stack: threads have 8 MiB as a rule."""
 
 
 def _operand(node: Node, index: int) -> str:
@@ -105,7 +103,7 @@ def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> Ke
     return KernelCall(spec, (*operands, node.output), spec.tasks)
 
 
-def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall | None:
+def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Calls | None:
     if out_layout(a) != "NHWC" or not _known_weights(graph, node):
         return None
     x, w = graph.type_of(node.inputs[0]), graph.type_of(node.inputs[1])
@@ -122,6 +120,8 @@ def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall
     else:
         where = window((n, h, width, c), node.type.shape, w.shape[2:], a)
     spec = GemmSpec(**where, **_common(graph, node, a, isa), oc=oc, groups=a["groups"], nchw_in=planar)
+    if calls := winograd(graph, node, spec):
+        return calls
     return _gemm_call(graph, node, spec, node.inputs[0], isa)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..compiler.ir import AttrValue, Graph, Node
 from ..compiler.ops import ACTIVATIONS, OPS
-from .call import KernelCall
+from .call import Calls, KernelCall
 from .isa import Isa
 from .kernels.pointwise import PointwiseSpec
 from .kernels.pool import MeanSpec, PoolSpec
@@ -23,7 +23,6 @@ from .select_recurrent import RECURRENT_RULES
 from .select_resize import PLACE_RULES
 from .tensor_rules import TENSOR_RULES
 
-Calls = KernelCall | tuple[KernelCall, ...]
 Rule = Callable[[Graph, Node, dict[str, Any], Isa], Calls | None]
 
 

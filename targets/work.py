@@ -15,11 +15,12 @@ from ..compiler.ops.conv import in_layout, nchw
 from .call import KernelCall, Operand, Temporary, Weights
 from .kernels.depthwise_spec import DepthwiseSpec
 from .kernels.gemm_spec import GemmSpec
+from .kernels.winograd_spec import WinogradInputSpec, WinogradSpec
 
 
 def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[Work | None, ...]:
-    """One for each call. Where several calls share a node's operations, nobody knows how many are whose; how
-    much of a cache attention reads is another in every run."""
+    """One for each call. Where several calls share a node's operations, those count that say
+    what is theirs; how much of a cache attention reads is another in every run."""
     if node.op == "cached_attention":
         return (None,) * len(calls)
     if node.op == "cache_write" and len(calls) == 1:  # in place: rows alone
@@ -58,7 +59,12 @@ def _piece(graph: Graph, call: KernelCall) -> Work:
     *given, made = call.operands
     weights = [v for v in given if isinstance(v, Weights) or v in graph.params]
     read = sum(_nbytes(graph, v) for v in dict.fromkeys(given) if v not in weights)
-    return Work(None, "", read, _nbytes(graph, made), sum(_nbytes(graph, v) for v in weights))
+    flops, rate = (
+        (call.spec.flops, "float32")
+        if isinstance(call.spec, WinogradInputSpec | WinogradSpec)
+        else (None, "")
+    )
+    return Work(flops, rate, read, _nbytes(graph, made), sum(_nbytes(graph, v) for v in weights))
 
 
 def _nbytes(graph: Graph, operand: Operand) -> int:

@@ -24,6 +24,8 @@ from .resize import ResizeSpec, emit_resize
 from .scatter import ScatterSpec, emit_scatter
 from .tensor_table import TENSOR_EMITTERS
 from .topk import TopKSpec, emit_topk
+from .winograd import emit_winograd, emit_winograd_input
+from .winograd_spec import WinogradInputSpec, WinogradSpec
 
 EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     **TENSOR_EMITTERS,
@@ -46,4 +48,6 @@ EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     DecodeSpec: emit_decode,
     CombineSpec: emit_combine,
     PrefillSpec: emit_prefill,
+    WinogradInputSpec: emit_winograd_input,
+    WinogradSpec: emit_winograd,
 }
