@@ -49,8 +49,8 @@ def _in_turns(artifacts: Mapping[str, Artifact], threads: int) -> list[Speed]:
                 times[name][0].append(read)
                 times[name][1].extend(written)
     rows = []
-    for name, (read, steps) in times.items():
-        prefill, decode = (float(np.median(found)) for found in (read, steps))
+    for name, found in times.items():
+        prefill, decode = (float(np.median(seconds)) for seconds in found)
         rows.append(Speed(name, threads, *sizes[name], sizes[name][0] / prefill, 1 / decode))
     return rows
 
