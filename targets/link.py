@@ -17,7 +17,7 @@ from .scratch import scratch_folder
 
 RUNTIME = Path(__file__).parent / "runtime"
 HEADER = RUNTIME / "bitsmith.h"
-_SOURCES = ("bitsmith.c", "pool.c", "cpu.c", "workspace.c")
+_SOURCES = ("bitsmith.c", "pool.c", "cpu.c", "support.c", "workspace.c")
 _COMPILERS = ("cc", "gcc", "clang")
 _CFLAGS = ("-std=gnu11", "-O2", "-fPIC", "-ffunction-sections", "-fdata-sections")
 # Only bitsmith_* is visible, and the library's own calls stay in it, whatever else the process has loaded.

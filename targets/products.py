@@ -8,14 +8,11 @@ from typing import Any
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.matmul import view_perm
-from .call import KernelCall
+from .call import STACK_BYTES, KernelCall
 from .isa import Isa
 from .kernels.attention import AttentionSpec
 from .kernels.matmul import MatmulSpec
 from .kernels.product import Matrix
-
-STACK_BYTES = 2 << 20
-"""What a kernel may keep on the stack: threads have 8 MiB as a rule."""
 
 View = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides, in elements, of an operand as a product sees it."""

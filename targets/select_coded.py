@@ -11,7 +11,7 @@ import numpy as np
 from ..compiler.formats import Coded, family_of, format_of
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.coded import coded_of
-from .call import KernelCall, Temporary, Weights
+from .call import STACK_BYTES, KernelCall, Temporary, Weights
 from .isa import Isa
 from .kernels.coded_gather import CodedGatherSpec
 from .kernels.coded_input import CodedInputSpec
@@ -27,8 +27,6 @@ from .kernels.coded_pack import (
 from .kernels.coded_product import CodedSpec
 from .kernels.coded_spec import Packing
 from .kernels.epilogue import Epilogue
-
-STACK_BYTES = 2 << 20
 
 
 def coded_linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> tuple[KernelCall, ...] | None:

@@ -383,7 +383,7 @@ def insides(tools: tiny.Toolbox) -> ctypes.CDLL:
     )
     made = tools.directory / "insides.so"
     runtime = link.RUNTIME
-    files = [source, runtime / "pool.c", runtime / "cpu.c"]
+    files = [source, runtime / "pool.c", runtime / "cpu.c", runtime / "support.c"]
     flags = ["-std=gnu11", "-fPIC", "-shared", "-I", str(runtime), "-o", str(made)]
     subprocess.run([*link.find_compiler(), *flags, *map(str, files), "-lpthread"], check=True)
     loaded = ctypes.CDLL(str(made))

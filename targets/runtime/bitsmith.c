@@ -5,26 +5,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 static const bs_model *const MODEL = &bs_the_model;
-static _Thread_local char last_error[1024];
-
-int32_t bs_fail(int32_t code, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(last_error, sizeof last_error, format, args);
-    va_end(args);
-    return code;
-}
 
 static const bs_entry *entry_at(int32_t index) {
     return index >= 0 && index < MODEL->entry_count ? &MODEL->entries[index] : NULL;
@@ -220,12 +209,6 @@ static int32_t check_limits(const bs_entry *e, const void *const *inputs) {
     return BITSMITH_OK;
 }
 
-uint64_t bs_now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* `threads` 0: as many as bitsmith_set_threads said. A pool that is too small is replaced by one that stays. */
 static int32_t execute(bitsmith_model *m, int32_t entry, const void *const *inputs, void *const *outputs,
                        int32_t threads, uint64_t *step_ns) {
@@ -326,8 +309,6 @@ const bitsmith_tensor *bitsmith_input(int32_t i) { return bitsmith_entry_input(0
 const bitsmith_tensor *bitsmith_output(int32_t i) { return bitsmith_entry_output(0, i); }
 const char *bitsmith_step_layer(int32_t i) { return bitsmith_entry_step_layer(0, i); }
 const char *bitsmith_step_kernel(int32_t i) { return bitsmith_entry_step_kernel(0, i); }
-
-const char *bitsmith_last_error(void) { return last_error; }
 
 const char *bitsmith_strerror(int32_t code) {
     static const char *const MEANING[] = {"success",

@@ -1,4 +1,5 @@
-/* runtime.h - what the runtime's files share: bitsmith.c (the ABI), pool.c (threads), cpu.c (CPU features). */
+/* runtime.h - what the runtime's files share: bitsmith.c (the ABI), pool.c (threads), cpu.c (CPU features),
+ * support.c (errors, time). */
 #ifndef BITSMITH_RUNTIME_H
 #define BITSMITH_RUNTIME_H
 
