@@ -56,7 +56,7 @@ def encode_layers(
         raise InputError("error compensation and scaled inputs need calibration samples")
     runs = [] if samples is None else iterate(graph, samples)
     names = [node.name for node in layers]
-    kept = KeptCodes(folder, identity(graph, formats, runs, options), names)
+    kept = KeptCodes(folder, "" if folder is None else identity(graph, formats, runs, options), names)
     if all(name in kept for name in names):
         found: Found = ((name, kept.get(name)) for name in names)
     else:

@@ -11,6 +11,7 @@ import numpy as np
 from ..compiler.errors import InputError
 from .live_values import LiveValues
 
+LOUDEST = 4.0
 STRIPE = 1024
 """Channels whose products with all others are added at a time: no second array of k * k is made."""
 
@@ -32,8 +33,19 @@ def layer_inputs(values: LiveValues, value: str) -> LayerInputs:
         x = np.asarray(values.get(run, value), np.float32).reshape(-1, k)
         if not np.isfinite(x).all():
             raise InputError(f"calibration sample {run} makes value {value!r} NaN or infinite")
+        x = quietened(x)
         for begin in range(0, k, STRIPE):
             hessian[begin : begin + STRIPE] += x[:, begin : begin + STRIPE].T @ x
         magnitude += np.abs(x).sum(0, dtype=np.float64)
         rows += len(x)
     return LayerInputs(hessian, magnitude / max(rows, 1), rows)
+
+
+def quietened(x: np.ndarray) -> np.ndarray:
+    """Rows [n, k], the loud ones made smaller. A median of 0 leaves them as they are."""
+    sizes = np.sqrt(np.einsum("nk,nk->n", x, x, dtype=np.float64))
+    most = LOUDEST * float(np.median(sizes))
+    if not most or sizes.max() <= most:
+        return x
+    found: np.ndarray = x * np.minimum(1, most / np.maximum(sizes, most)).astype(np.float32)[:, None]
+    return found

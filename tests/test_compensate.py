@@ -1,6 +1,7 @@
 """Error compensation, for every format: against rounding, a search over all codes, and its own promises."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -145,6 +146,17 @@ def test_rows_do_not_depend_on_how_many_there_are():
     whole = compensate(weight, hessian, format_of("int3:8"))
     part = compensate(weight[1024:], hessian, format_of("int3:8"))
     assert np.array_equal(decode(whole)[1024:], decode(part))
+
+
+def test_memory_is_that_of_the_hessian():
+    """Documented: 16 bytes * k * k beside the arguments; the weight is small here."""
+    weight, hessian = layer(4, 768)
+    compensate(weight[:, :16], hessian[:16, :16], format_of("int4:16"))
+    tracemalloc.start()
+    compensate(weight, hessian, format_of("int4:128"), Compensation(sweeps=1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 12 * 768**2 < peak < 17.5 * 768**2
 
 
 def test_a_factor_of_hessians_does_not_matter():

@@ -11,6 +11,7 @@ from bitsmith.passes.divide import scale_inputs
 from bitsmith.passes.encode_layers import encode_layers
 from bitsmith.passes.kept_codes import factors_of
 from bitsmith.passes.layer_coder import EncodeOptions
+from bitsmith.passes.layer_inputs import LOUDEST, quietened
 from bitsmith.passes.live_values import LiveValues, needed_nodes
 
 WORDS, WIDTH, INNER, TOKENS = 40, 32, 48, 24
@@ -198,6 +199,21 @@ def test_values_on_disk_give_the_same_codes():
     assert same(dict(encode_layers(graph, formats(), samples, EncodeOptions(memory=0))), whole)
 
 
+def test_what_is_held_in_memory_stays_within_the_limit():
+    graph, samples = network(), texts(6)
+    nodes, limit = needed_nodes(graph, {"down"}), 7 * 4 * TOKENS * WIDTH
+    most = on_disk = 0
+    with LiveValues(graph, samples, nodes, {"down"}, memory=limit) as values:
+        for node in nodes:
+            values.step(node, {})
+            held = [array for array in values._held.values() if isinstance(array, np.ndarray)]
+            most = max(most, sum(array.nbytes for array in held))
+            on_disk = max(on_disk, len(values._held) - len(held))
+        for run, sample in enumerate(samples):
+            assert np.array_equal(values.get(run, "down"), see_inputs(graph, [sample], "down"))
+    assert 0.8 * limit < most <= limit and on_disk >= 6
+
+
 def test_values_are_dropped_after_their_last_reader():
     graph, samples = network(), texts(3)
     nodes = needed_nodes(graph, {"act"})
@@ -217,6 +233,20 @@ def test_progress_counts_layers():
     samples = texts(3)
     list(encode_layers(network(), formats(), samples, progress=lambda *each: seen.append(each)))
     assert seen == [(i + 1, 5, layer) for i, layer in enumerate(LAYERS)]
+
+
+def test_one_loud_row_does_not_outweigh_all_others():
+    x = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    assert np.array_equal(quietened(x), x)
+    x[7] *= 1000
+    sizes, before = np.linalg.norm(quietened(x), axis=1), np.linalg.norm(x, axis=1)
+    assert sizes[7] == pytest.approx(LOUDEST * np.median(before)) and np.allclose(
+        np.delete(sizes - before, 7), 0
+    )
+    direction = quietened(x)[7] / x[7]
+    assert np.allclose(direction, direction[0])
+    x[:40] = 0
+    assert np.array_equal(quietened(x), x)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from bitsmith.compiler.formats.float_codes import NORMAL, signed_table
 from bitsmith.compiler.formats.packing import pack, unpack
 from bitsmith.compiler.formats.scales import Store
 
-GROUPS = ("32", "64", "128", "channel")
+GROUPS = ("32", "128", "channel")
 EVERY = [f"{name}:{group}" for name in format_names() for group in GROUPS]
 TWO_LEVEL = [f"{name}:32:two-level" for name in format_names()]
 
@@ -94,7 +94,7 @@ def test_codes_scales_and_levels_are_the_decoded_weight(text, k):
 
 @pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
 def test_what_was_decoded_is_coded_to_the_same(text):
-    """A weight that the format holds exactly keeps its value within one rounding of the scale."""
+    """Coding again changes far less than coding did; pure shift-add finds its alphas less surely."""
     weight = gaussian(6, 160)
     once = decode(encode(weight, format_of(text)))
     again = decode(encode(once, format_of(text), np.ones(160)))
@@ -173,10 +173,10 @@ def test_one_outlier_is_kept(text, importance):
 
 
 @pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
-@pytest.mark.parametrize("value", [0.37, -0.37, 1e-3])
-def test_a_constant_group_is_kept(text, value):
-    weight = np.full((2, 128), value, np.float32)
-    assert np.allclose(decode(encode(weight, format_of(text))), value, rtol=coarseness(text))
+def test_a_constant_group_is_kept(text):
+    values = np.asarray([[0.37], [-0.37], [1e-3]], np.float32)
+    decoded = decode(encode(np.repeat(values, 128, 1), format_of(text)))
+    assert np.allclose(decoded, values, rtol=coarseness(text))
 
 
 @pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
