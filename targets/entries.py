@@ -13,6 +13,7 @@ import numpy as np
 from .arena import ALIGN
 from .lower import Lowered
 from .program import Place, Program, Space, Step
+from .scratch import scratch_folder
 
 
 def all_kernels(parts: Sequence[Lowered]) -> dict[str, Any]:
@@ -42,6 +43,24 @@ def share_weights(parts: Sequence[Lowered], path: Path) -> tuple[Program, ...]:
         file.truncate(end)
     placed = [_relocated(part.program, table) for part, table in zip(others, moved, strict=True)]
     return tuple(replace(program, weights_bytes=end) for program in (first.program, *placed))
+
+
+def own_weights(parts: Sequence[Lowered], weights: np.ndarray) -> np.ndarray:
+    """The weights of the last part as they lie without the others, out of the bytes of a file that
+    `share_weights` wrote for these parts, in this order, and maybe more. What the file lacks is zeros.
+    """
+    last = parts[-1].program
+    with scratch_folder() as folder:
+        program = share_weights(parts, folder / "weights.bin")[-1]
+    pairs = zip(last.steps, program.steps, strict=True)
+    both = (pair for a, b in pairs for pair in zip(a.places, b.places, strict=True))
+    moved = {own.offset: shared.offset for own, shared in both if own.space is Space.WEIGHTS}
+    starts = sorted(moved)
+    result = np.zeros(last.weights_bytes, np.uint8)
+    for start, end in zip(starts, [*starts[1:], last.weights_bytes], strict=True):
+        found = weights[moved[start] : moved[start] + end - start]
+        result[start : start + len(found)] = found
+    return result
 
 
 def _put(file: BinaryIO, offset: int, packed: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from bitsmith.compiler.pipeline.buckets import share_params
 from bitsmith.compiler.plan import Plan
 from bitsmith.passes.prepare import prepare
 from bitsmith.targets import profile
-from bitsmith.targets.entries import share_weights
+from bitsmith.targets.entries import own_weights, share_weights
 from bitsmith.targets.lower import lower
 from bitsmith.targets.target import resolve
 from onnx import TensorProto
@@ -97,8 +97,55 @@ def test_one_calibration_serves_all_shapes(graphs):
         for length in LENGTHS:
             assert_like_onnxruntime(several, feed(length), 0.05)
         assert diff(graphs[0], several, inputs=samples[:2]).ok
+        for entry, length in enumerate(LENGTHS):
+            report = diff(graphs[: entry + 1], several, inputs=[feed(length)])
+            assert (report.ok, report.reproduced, report.entry) == (True, True, entry)
         with pytest.raises(InputError, match=r"'ids' has shape \[2, 9\], expected \[2, 4\]"):
             compile(graphs, plan=plan, calibration=[feed(LENGTHS[1])])
+
+
+def test_the_weights_of_each_entry_are_found_in_the_file(graphs, tmp_path):
+    """What `diff` runs an entry on: a changed byte of the file is a changed byte of who reads it."""
+    parts = [lower(prepare(graph), resolve("host")) for graph in graphs]
+    share_weights(parts, tmp_path / "weights.bin")
+    weights = np.fromfile(tmp_path / "weights.bin", np.uint8)
+    for n in range(1, len(parts) + 1):
+        assert np.array_equal(own_weights(parts[:n], weights), parts[n - 1].weight_bytes())
+    weights[-LENGTHS[2] * WIDTH * 4 :] ^= 0xFF  # the places of the last length, which the others do not read
+    assert np.array_equal(own_weights(parts[:2], weights), parts[1].weight_bytes())
+    assert not np.array_equal(own_weights(parts, weights), parts[2].weight_bytes())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (slice(1, 2), r"its inputs are 'ids': int64\[2, 9\].*, those of its entry 0 'ids': int64\[2, 4\]"),
+        (slice(0, 0), "no graph"),
+        ((0, 1, 2, 0), "no entry 3: it has entries 0 to 2"),
+        ((0, 2), "those of its entry 1"),
+    ],
+)
+def test_graphs_that_diff_refuses(graphs, artifact, chosen, message):
+    given = graphs[chosen] if isinstance(chosen, slice) else [graphs[i] for i in chosen]
+    with pytest.raises(InputError, match=message):
+        diff(given, artifact)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--entry", "1"], 0, '"entry": 1'),
+        (["--entry", "3"], InputError.exit_code, "has no entry 3: it has entries 0 to 2"),
+        (["--entry", "1", "--shape", "ids=2x9"], InputError.exit_code, "two ways to say which shapes"),
+    ],
+)
+def test_the_command_line_compares_any_entry(artifact, tmp_path, capsys, options, code, said):
+    onnx.save(text_model(), tmp_path / "text.onnx")
+    artifact.save(tmp_path / "text.bitsmith")
+    with pytest.raises(SystemExit) as ended:
+        main(["diff", str(tmp_path / "text.onnx"), str(tmp_path / "text.bitsmith"), "--json", *options])
+    assert ended.value.code == code
+    assert said in "".join(capsys.readouterr())
 
 
 def test_weights_are_stored_once(graphs, artifact):

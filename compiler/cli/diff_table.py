@@ -36,6 +36,7 @@ def compared(report: DiffReport) -> Iterable[RenderableType]:
     """All layers in the order of a run, those that depart marked; then what it comes to."""
     yield _rows(report.layers)
     data = f"{report.samples} {report.inputs} input{'' if report.samples == 1 else 's'}"
+    data += f", entry {report.entry}" if report.entry else ""
     yield f"{data}; error: to the same layer on the same inputs (uint8: in steps); then: to the float model"
     if report.noisiest is not None:
         yield f"most noise is added by {escape(report.noisiest)}"

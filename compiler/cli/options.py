@@ -154,6 +154,10 @@ LeastSqnr = Annotated[
     float | None,
     Option("--sqnr", metavar="DB", help="Decibels that every layer must keep against the float model."),
 ]
+Entry = Annotated[
+    int,
+    Option("--entry", metavar="N", help="Of an artifact for several shapes, the one to compare."),
+]
 
 # generate and eval
 Prompt = Annotated[

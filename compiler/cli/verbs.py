@@ -216,6 +216,7 @@ def diff(
     tolerance: o.Tolerance = 1e-4,
     least_sqnr: o.LeastSqnr = None,
     shape: o.Shapes = None,
+    entry: o.Entry = 0,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -230,10 +231,12 @@ def diff(
     said = Output(as_json, quiet)
     samples = None if data is None else read_samples(data)
     shapes = parse_shapes(shape or ())
-    graph = pipeline.load(model, shapes=shapes) if shapes else pipeline.load_like(model, artifact)
+    if shapes and entry:
+        raise InputError("--shape and --entry are two ways to say which shapes to compare: give one")
+    graphs = (pipeline.load(model, shapes=shapes),) if shapes else pipeline.load_like(model, artifact, entry)
     with said.progress() as progress:
         result = pipeline.diff(
-            graph,
+            graphs,
             artifact,
             inputs=samples,
             tolerance=tolerance,

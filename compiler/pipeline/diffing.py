@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..ir import Graph, Node
 from ..plan import LAYER_OPS
 from ..reference import run_node, run_reference
 from ..samples import Samples, iterate
+from .buckets import one_or_more
 from .exposing import Exposed, expose_artifact
 from .feeds import random_feed
 from .models import PathLike, Progress, load
@@ -35,6 +36,7 @@ class DiffReport:
     noisiest    the layer that adds most noise to what it reads, of an artifact with int8 layers; else None
     changed     layers whose weights in the artifact are not what the model compiles to
     reproduced  whether the build whose values are compared gave the artifact's outputs, to the last bit
+    entry       of an artifact for several shapes, the one that was compared
     inputs      "random" or "given"; `samples`: how many
     layers      the nodes of the planned graph whose results are stored, in the order of a run; a node that is
                 computed together with a later one is compared as a part of that
@@ -50,6 +52,7 @@ class DiffReport:
     reproduced: bool
     tolerance: float
     least_sqnr: float | None
+    entry: int
     inputs: str
     samples: int
     layers: tuple[LayerDifference, ...]
@@ -60,20 +63,30 @@ class DiffReport:
         return found[name]
 
 
-def load_like(model: Any, artifact: PathLike) -> Graph:
-    """The model with the input shapes that the artifact was compiled with. Errors as `load` and `open`."""
-    specs = read_manifest(Path(artifact)).inputs
+def load_like(model: Any, artifact: PathLike, entry: int = 0) -> tuple[Graph, ...]:
+    """The model with the input shapes that the artifact was compiled with, up to this entry, as `diff` takes
+    it. Errors as `load` and `open`.
+    """
+    entries = read_manifest(Path(artifact)).entries
+    _check_entry(artifact, entry, len(entries))
+    shapes = [{spec.name: spec.shape for spec in each.inputs} for each in entries[: entry + 1]]
     try:
-        return load(model, shapes={spec.name: spec.shape for spec in specs})
+        return load(model, shapes=shapes)
     except InputError as error:
         raise InputError(
             f"{model} is not what {artifact} was compiled from, whose inputs are "
-            f"{', '.join(map(str, specs))}: {error}"
+            f"{', '.join(map(str, entries[0].inputs))}: {error}"
         ) from None
 
 
+def _check_entry(artifact: PathLike, entry: int, count: int) -> None:
+    if not 0 <= entry < count:
+        last = f"it has entries 0 to {count - 1}" if count > 1 else "it has entry 0 only"
+        raise InputError(f"{artifact} has no entry {entry}: {last}")
+
+
 def diff(
-    graph: Graph,
+    graph: Graph | Sequence[Graph],
     artifact: Artifact | PathLike,
     *,
     inputs: Samples | None = None,
@@ -83,7 +96,9 @@ def diff(
 ) -> DiffReport:
     """Compares every layer of a compiled model with its reference, and with the float model.
 
-    graph       the model that it was compiled from, with the same shapes
+    graph       the model that it was compiled from, with the same shapes; of an artifact for several shapes
+                that of the first, or the graphs of the first few, in the order of `Artifact.entries`: the
+                last of them is compared
     artifact    opened, or its path; for this machine
     inputs      sample inputs; one random one when None
     tolerance   largest error of a layer that computes floats, relative to the range of its values; uint8
@@ -99,10 +114,13 @@ def diff(
     if not tolerance > 0:
         raise InputError(f"tolerance must be above 0, got {tolerance}")
     report = progress or (lambda stage, done, total: None)
-    feeds = [random_feed(graph.fed)] if inputs is None else iterate(graph, inputs)
+    graphs = one_or_more(graph)
+    last = graphs[-1]
+    feeds = [random_feed(last.fed)] if inputs is None else iterate(last, inputs)
     with ExitStack() as stack:
         subject = artifact if isinstance(artifact, Artifact) else stack.enter_context(open(artifact))
-        exposed = expose_artifact(graph, subject, lambda d, n: report("compiling kernels", d, n))
+        _check_entry(subject.path, len(graphs) - 1, len(subject.entries))
+        exposed = expose_artifact(graphs, subject, lambda d, n: report("compiling kernels", d, n))
         stack.enter_context(exposed.twin)
         comparison = _Comparison(exposed)
         for i, feed in enumerate(feeds):
@@ -111,12 +129,12 @@ def diff(
             comparison.add(feed, subject.run(**feed))
         report("comparing layers", len(feeds), len(feeds))
         given = "random" if inputs is None else "given"
-        return _report(subject, graph, comparison, tolerance, least_sqnr, given, len(feeds))
+        return _report(subject, graphs, comparison, tolerance, least_sqnr, given, len(feeds))
 
 
 def _report(
     subject: Artifact,
-    graph: Graph,
+    graphs: Sequence[Graph],
     comparison: _Comparison,
     tolerance: float,
     least_sqnr: float | None,
@@ -131,7 +149,7 @@ def _report(
     changed = tuple(comparison.exposed.changed)
     return DiffReport(
         artifact=str(subject.path),
-        model=graph.name,
+        model=graphs[-1].name,
         ok=departs is None and noisy is None and not changed and comparison.reproduced,
         departs=departs,
         noisy=noisy,
@@ -140,6 +158,7 @@ def _report(
         reproduced=comparison.reproduced,
         tolerance=tolerance,
         least_sqnr=least_sqnr,
+        entry=len(graphs) - 1,
         inputs=inputs,
         samples=samples,
         layers=rows,

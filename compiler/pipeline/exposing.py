@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,47 +42,56 @@ class Exposed:
     twin: Artifact
 
 
-def expose_artifact(graph: Graph, artifact: Artifact, progress: Callable[[int, int], None]) -> Exposed:
-    """Raises InputError for a model that the artifact was not compiled from, ArtifactError for one that other
+def expose_artifact(
+    graphs: Sequence[Graph], artifact: Artifact, progress: Callable[[int, int], None]
+) -> Exposed:
+    """`graphs`: the model with the shapes of the artifact's first entries; the last of them is exposed. Where
+    its weights lie depends on those before it.
+
+    Raises InputError for a model that the artifact was not compiled from, ArtifactError for one that other
     versions compiled or that keeps too little.
     """
     from ...passes.apply_plan import apply_plan
     from ...passes.prepare import prepare
     from ...passes.smooth import smooth
     from ...targets.build import build
+    from ...targets.entries import own_weights
     from ...targets.exposed import expose
     from ...targets.lower import lower
     from ...targets.target import resolve
 
-    _check_interface(graph, artifact)
-    prepared = prepare(graph)
-    plan = _plan_of(artifact, prepared)
-    ranges = _ranges_of(artifact, plan)
-    if ranges is not None:
-        prepared, ranges = smooth(prepared, plan, ranges)  # values compare in the form in which they are made
     chip = resolve(artifact.manifest.target)
-    planned = apply_plan(prepared, plan, ranges, pair_bound=chip.pair_bound)
-    lowered = lower(planned, chip)
-    # Of an artifact with several entries the first: its weights come first, as they lie without others.
-    weights = np.fromfile(artifact.path / WEIGHTS, np.uint8, count=lowered.program.weights_bytes)
-    _check_steps(artifact, lowered, len(weights))
-    changed = _changed(artifact, lowered, weights)
-    twin = build(expose(planned), chip, weights=weights, progress=progress)
+    parts = []
+    for entry, graph in enumerate(graphs):
+        _check_interface(graph, artifact, entry)
+        prepared = prepare(graph)
+        plan = _plan_of(artifact, prepared)
+        ranges = _ranges_of(artifact, plan)
+        if ranges is not None:
+            prepared, ranges = smooth(
+                prepared, plan, ranges
+            )  # values compare in the form in which they are made
+        planned = apply_plan(prepared, plan, ranges, pair_bound=chip.pair_bound)
+        parts.append(lower(planned, chip))
+        _check_steps(artifact, parts[-1], entry)
+    # The weights of the first entry lie as they do without others.
+    first = parts[0].program.weights_bytes if len(parts) == 1 else -1
+    weights = np.fromfile(artifact.path / WEIGHTS, np.uint8, count=first)
+    own = weights if len(parts) == 1 else own_weights(parts, weights)
+    changed = _changed(artifact, parts[-1], own)
+    twin = build(expose(planned), chip, weights=own, progress=progress)
     return Exposed(prepared, planned, plan, _stored(prepared, planned, plan, ranges), changed, twin)
 
 
-def _check_interface(graph: Graph, artifact: Artifact) -> None:
+def _check_interface(graph: Graph, artifact: Artifact, entry: int) -> None:
     inputs = tuple(ArraySpec(name, kind.shape, kind.dtype) for name, kind in graph.fed)
     kinds = [(v, graph.type_of(v)) for v in graph.returned]
     outputs = tuple(ArraySpec(v, kind.shape, kind.dtype) for v, kind in kinds)
-    for what, own, theirs in (
-        ("inputs", inputs, artifact.inputs),
-        ("outputs", outputs, artifact.outputs),
-    ):
+    wanted = artifact.entries[entry]
+    for what, own, theirs in (("inputs", inputs, wanted.inputs), ("outputs", outputs, wanted.outputs)):
         if own != theirs:
-            raise _foreign(
-                graph, artifact, f"its {what} are {_listed(own)}, the artifact's {_listed(theirs)}"
-            )
+            whose = f"those of its entry {entry}" if len(artifact.entries) > 1 else "the artifact's"
+            raise _foreign(graph, artifact, f"its {what} are {_listed(own)}, {whose} {_listed(theirs)}")
 
 
 def _listed(specs: tuple[ArraySpec, ...]) -> str:
@@ -124,11 +133,11 @@ def _ranges_of(artifact: Artifact, plan: Plan) -> Ranges | None:
         raise ArtifactError(f"{artifact.path} is damaged: ranges.json: {error}") from None
 
 
-def _check_steps(artifact: Artifact, lowered: Lowered, weights_bytes: int) -> None:
+def _check_steps(artifact: Artifact, lowered: Lowered, entry: int) -> None:
     """The artifact runs the kernels that its model is lowered to here and now."""
     own = tuple((step.layer, step.symbol) for step in lowered.program.steps)
-    theirs = artifact.steps()
-    if own == theirs and weights_bytes == lowered.program.weights_bytes:
+    theirs = artifact.steps(entry)
+    if own == theirs and (artifact.path / WEIGHTS).stat().st_size >= lowered.program.weights_bytes:
         return
     pairs = zip(own, theirs, strict=False)
     at = next((mine[0] for mine, other in pairs if mine != other), "the end")
