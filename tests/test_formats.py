@@ -188,6 +188,14 @@ def test_small_groups_beside_a_large_one(text):
     assert np.abs(decoded[:, :32]).max() <= max(1e-4, np.abs(weight).max() / 2) and np.isfinite(decoded).all()
 
 
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-20])
+def test_almost_nothing_stays_almost_nothing(text, size):
+    weight = (gaussian(3, 64) * np.float32(size)).astype(np.float32)
+    for importance in (None, np.ones(64)):
+        assert np.abs(decode(encode(weight, format_of(text), importance))).max() <= 8 * size
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", format_names())
 def test_values_that_are_not_finite_are_refused(name, bad):

@@ -26,26 +26,24 @@ def lookup(table: tuple[int, ...]) -> np.ndarray:
     return np.abs(middles[:, None] - np.asarray(table)).argmin(1).astype(np.uint8)
 
 
-def halves(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """intp [m, c]: where to look for values [m, c] of groups with scales [m]; 0 for a scale of 0."""
-    inverse = np.divide(2, scale, out=np.zeros_like(scale), where=scale != 0)
-    found = values * inverse[:, None]
-    np.floor(found, out=found)
-    np.clip(found, -HALVES // 2, HALVES // 2 - 1, out=found)
-    found += HALVES // 2
-    return found.astype(np.intp)
-
-
 def chooser(tables: np.ndarray, parameters: Parameters) -> Choose:
     """The nearest level in each group's table, parameters.side (None: the first); tables int8 [T, L]."""
     lookups = np.stack([lookup(tuple(table)) for table in tables.tolist()]).reshape(-1)
-    side = parameters.side
+    scale, side = parameters.scale, parameters.side
+    halves = np.divide(2, scale, out=np.zeros_like(scale), where=scale != 0)[:, None]
+    middle = np.float32(HALVES // 2)
     offset = None if side is None else side.astype(np.intp)[:, None] * HALVES
 
     def choose(values: np.ndarray) -> np.ndarray:
-        places = halves(values, parameters.scale)
-        found: np.ndarray = lookups[places if offset is None else places + offset]
-        return found
+        found = values * halves
+        np.floor(found, out=found)
+        np.maximum(found, -middle, out=found)
+        np.minimum(found, middle - 1, out=found)
+        found += middle
+        places = found.astype(np.intp)
+        if offset is not None:
+            places += offset
+        return np.take(lookups, places)
 
     return choose
 

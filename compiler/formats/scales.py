@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LARGEST_FLOAT16 = 65504.0
+SMALLEST = np.float32(1e-33)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Store:
 
 
 def row_scales(widest: np.ndarray) -> np.ndarray:
-    """float32 [n] from the largest scales [n, G] that the groups may want: 255 steps to the largest."""
-    found: np.ndarray = widest.max(1).astype(np.float32) / np.float32(255)
-    return found
+    """float32 [n] from the largest scales [n, G] that the groups may want: 255 steps to the largest. Rows of
+    almost nothing get 0, and become zeros: the inverse of their scales would not be finite.
+    """
+    found = widest.max(1).astype(np.float32) / np.float32(255)
+    return np.where(found < SMALLEST, np.float32(0), found)
