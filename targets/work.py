@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..compiler.ir import Graph, Node
 from ..compiler.ops import OPS
 from ..compiler.ops.conv import in_layout, nchw
 from .call import KernelCall, Operand, Temporary, Weights
+from .kernels.coded_gather import CodedGatherSpec
+from .kernels.coded_product import CodedSpec
 from .kernels.depthwise_spec import DepthwiseSpec
 from .kernels.gemm_spec import GemmSpec
 from .kernels.winograd_spec import WinogradInputSpec, WinogradSpec
@@ -26,9 +29,23 @@ def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[W
     if node.op == "cache_write" and len(calls) == 1:  # in place: rows alone
         new = graph.type_of(node.inputs[1])
         return (Work(0, "", new.nbytes, new.size * np.dtype(node.type.dtype).itemsize, 0),)
+    if node.op in ("coded_linear", "coded_gather"):
+        return tuple(_coded(graph, node, call) for call in calls)
     if len(calls) == 1:
         return (_whole(graph, node, calls[0]),)
     return tuple(_piece(graph, call) for call in calls)
+
+
+def _coded(graph: Graph, node: Node, call: KernelCall) -> Work:
+    """Codes count as they lie packed, of a table those of the rows that are read; the product has all of the
+    node's operations."""
+    piece = _piece(graph, call)
+    if isinstance(call.spec, CodedGatherSpec):
+        part = call.spec.count / call.spec.packing.n
+        return replace(piece, operations=0, weight_bytes=round(piece.weight_bytes * part))
+    if isinstance(call.spec, CodedSpec):
+        return replace(piece, operations=node_cost(graph, node).flops, rate=call.spec.rate)
+    return piece
 
 
 def chain_works(graph: Graph, nodes: Sequence[Node]) -> tuple[Work, ...]:

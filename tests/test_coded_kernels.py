@@ -223,6 +223,22 @@ def test_products_of_one_value_quantise_it_once() -> None:
     assert not any(disagreement(got[v], want[v]) for v in graph.outputs)
 
 
+def test_work_is_counted_from_packed_codes() -> None:
+    coded = sample_weight(64, 256, "int4:32")
+    graph = graph_of([(coded, 1, "int8"), (coded, 6, "int8")])
+    steps = lower(graph, TARGETS["x86-64-avx512-vnni"]).program.steps
+    works = [step.work for step in steps if step.symbol.startswith("coded_")]
+    assert [work.operations for work in works if work] == [2 * 64 * 256, 6 * 2 * 64 * 256]
+    assert [work.weight_bytes for work in works if work] == [coded.nbytes] * 2
+    assert {work.rate for work in works if work} == {"vnni512"}
+    assert works[1] and works[1].write_bytes == 6 * 64 * 4
+    gather = ManyNodes()
+    gather.add("coded_gather", gather_sample("int8:channel"))  # 5 rows of 21, which are packed as 24 or 32
+    (step,) = lower(gather.graph(), TARGETS["x86-64-avx2"]).program.steps
+    assert step.work and step.work.operations == 0
+    assert 5 * 200 <= step.work.weight_bytes <= 5 * 208 * 24 / 21 + 5 * 4
+
+
 def test_tied_weights_lie_once(tmp_path: Path) -> None:
     b = GraphBuilder("tied")
     coded = sample_weight(48, 64, "bitmod4:64")

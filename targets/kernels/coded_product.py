@@ -17,7 +17,7 @@ from .tiling import Split, split
 FLOAT_TILE = 6
 PANEL_BYTES = 24 * 1024
 """Of decoded weights: together with a tile's activations they fit in the first-level cache, or nearly."""
-TILES = {"vnni512": 12, "madd512": 10, "madd256": 6, "portable": 4}
+TILES = {"vnni512": 12, "madd512": 10, "madd256": 10, "portable": 4}
 """Rows of activations of a tile: measured on Zen 3 for madd256; elsewhere what registers allow."""
 
 
@@ -56,6 +56,16 @@ class CodedSpec:
         """What the sums of activations come multiplied with: they take back what Values.offset adds."""
         late_zero = self.quantised and self.vector and self.packing.kind == "zero" and not self.values.signed
         return -1 if late_zero else -self.values.offset
+
+    @property
+    def rate(self) -> str:
+        """The row of mac.py that does the same work; "" where several products share an addition, which none
+        of them does, or levels change their signs first."""
+        if not self.quantised:
+            return "float32"
+        if not self.dot.startswith("madd"):
+            return self.dot
+        return "" if self.values.chain > 1 or self.values.signed else self.dot.replace("madd", "ubs")
 
     @property
     def tiles(self) -> Split:
