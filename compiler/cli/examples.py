@@ -4,12 +4,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": (
         "bitsmith inspect model.onnx --shape batch=1",
         "bitsmith inspect model.bitsmith --json",
+        "bitsmith inspect model.gguf",
     ),
     "compile": (
         "bitsmith compile model.onnx -o float.bitsmith",
         "bitsmith compile model.onnx -o small.bitsmith --uniform int8 --calibration samples.npy",
         "bitsmith compile model.onnx -o best.bitsmith --plan plan.json --calibration samples.npy",
         "bitsmith compile text.onnx -o text.bitsmith --shape batch=1 --shape seq=32,64,128",
+        "bitsmith compile model.gguf -o chat.bitsmith --context 4096 --plan plan.json",
     ),
     "search": (
         "bitsmith search model.onnx -o found --calibration samples.npy --constraint 'agreement>=0.98'",

@@ -14,6 +14,14 @@ ABOUT_DATA = (
 QUALITIES = "agreement, kl, cosine, sqnr, accuracy, accuracy_drop"
 
 
+class CacheType(StrEnum):
+    """What a language model keeps of the tokens so far."""
+
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    FLOAT32 = "float32"
+
+
 class Uniform(StrEnum):
     """One choice for all layers."""
 
@@ -22,7 +30,14 @@ class Uniform(StrEnum):
 
 
 # what to work on
-Model = Annotated[Path, Argument(metavar="MODEL", help="The network: an .onnx file.", show_default=False)]
+Model = Annotated[
+    Path,
+    Argument(
+        metavar="MODEL",
+        help="The network: an .onnx file, or a language model (.gguf, or a directory with config.json).",
+        show_default=False,
+    ),
+]
 Subject = Annotated[Path, Argument(metavar="MODEL|ARTIFACT", show_default=False)]
 ArtifactDir = Annotated[
     Path, Argument(metavar="ARTIFACT", help="A directory that `bitsmith compile` wrote.", show_default=False)
@@ -96,6 +111,16 @@ PlanFile = Annotated[
     Option("--plan", "-p", metavar="FILE", help="Plan: what each layer becomes; float32 without one."),
 ]
 UniformChoice = Annotated[Uniform | None, Option(help="Instead of a plan: the same for every layer.")]
+
+Context = Annotated[
+    int | None,
+    Option(
+        metavar="TOKENS", min=1, help="Of a language model: prompt and answer together; 2048 when not given."
+    ),
+]
+Cache = Annotated[
+    CacheType | None, Option(help="Of a language model: type of keys and values; float16 when not given.")
+]
 
 # search
 Bounds = Annotated[

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...search.result import Candidate, SearchResult
     from ..pipeline.benchmark import BenchReport
     from ..pipeline.inspection import ArtifactInfo, ModelInfo, TargetInfo
+    from ..pipeline.language_models import LanguageInfo
     from ..pipeline.measuring import Measurement
     from ..pipeline.speeds import Speed
 
@@ -50,10 +51,26 @@ def _head(pairs: Iterable[tuple[str, str]]) -> Table:
     return made
 
 
+def _language(info: LanguageInfo) -> Iterable[tuple[str, str]]:
+    window = f", windows of {info.window} tokens" if info.window else ""
+    shared = f", {info.kv_heads} of keys and values" if info.kv_heads != info.heads else ""
+    return (
+        ("language model", f"{info.family}, {info.parameters / 1e6:.1f} million parameters"),
+        ("blocks", f"{info.blocks} of {info.hidden} features"),
+        ("attention", f"{info.heads} heads of {info.head_size}{shared}{window}"),
+        (
+            "context",
+            f"{info.context} tokens (made for {info.trained}), {size(info.cache_bytes)} {info.cache}",
+        ),
+        ("vocabulary", f"{info.vocabulary} tokens, {'with' if info.tokenizer else 'without'} a tokenizer"),
+    )
+
+
 def _model(info: ModelInfo) -> Iterable[RenderableType]:
     yield _head(
         (
             ("model", info.name),
+            *(() if info.language is None else _language(info.language)),
             ("inputs", ", ".join(map(str, info.inputs))),
             ("outputs", ", ".join(map(str, info.outputs))),
             ("multiply-adds", f"{info.macs / 1e6:.1f} million"),

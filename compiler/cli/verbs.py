@@ -6,7 +6,7 @@ Imports of the pipeline stand inside the functions: `bitsmith --help` must not w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConstraintError, DifferenceError, InputError
 from . import options as o
@@ -51,6 +51,8 @@ def compile(
     calibration: o.Calibration = None,
     target: o.Target = "host",
     shape: o.Buckets = None,
+    context: o.Context = None,
+    cache: o.Cache = None,
     threads: o.Threads = 1,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -58,8 +60,8 @@ def compile(
 ) -> None:
     """Compile a model to an artifact, by a plan or uniformly; for several shapes, if given."""
     from .. import pipeline
-    from ..pipeline.buckets import one_or_more
     from ..pipeline.data_files import parse_buckets, read_samples
+    from ..pipeline.language_models import entries_of
     from ..plan import Plan
     from .tables import compiled
 
@@ -68,19 +70,20 @@ def compile(
     said = Output(as_json, quiet)
     pipeline.check_replaceable(out)
     samples = None if calibration is None else read_samples(calibration)
-    graphs = one_or_more(pipeline.load(model, shapes=parse_buckets(shape or ())))
-    chosen = plan if uniform is None else Plan.uniform(graphs[0], uniform.value)
+    room: dict[str, Any] = {"context": context, "cache": cache and cache.value}
+    loaded = pipeline.load(model, shapes=parse_buckets(shape) if shape else None, **room)
+    chosen = plan if uniform is None else Plan.uniform(entries_of(loaded)[0][0], uniform.value)
     measured = None
     with said.progress() as progress:
         if pipeline.runs_here(target):
             with pipeline.compile(
-                graphs, target=target, plan=chosen, calibration=samples, threads=threads, progress=progress
+                loaded, target=target, plan=chosen, calibration=samples, threads=threads, progress=progress
             ) as made:
                 made.save(out)
                 measured = pipeline.measure(made, threads=threads, seconds=MEASURE_SECONDS)
         else:
             pipeline.cross_compile(
-                graphs, out, target=target, plan=chosen, calibration=samples, progress=progress
+                loaded, out, target=target, plan=chosen, calibration=samples, progress=progress
             )
     info = pipeline.inspect(out)
     said.emit({"artifact": info, "measured": measured}, *compiled(info, measured))

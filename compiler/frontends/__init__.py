@@ -2,6 +2,7 @@
 
 load_model(path or ModelProto)            read, fix shapes, optimise (onnxscript), convert
 load_model(torch.nn.Module, inputs=...)   torch's own ONNX exporter -> the same way
+lm.load_language_model(path)              checkpoints of language models: graphs whose weights stay on disk
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ ACCEPTED = "an ONNX file (.onnx), an onnx.ModelProto or a torch.nn.Module"
 
 # Formats that people will try, with the way round that works today.
 _OTHER_FORMATS = {
-    ".gguf": "GGUF files are not supported by this version: export the original model to ONNX",
-    ".safetensors": "weights without code: load them into their torch module in Python and give that",
+    ".safetensors": "weights without code: give the directory of a language model, with its config.json, or "
+    "load them into their torch module in Python and give that",
     ".pt": "a pickled torch module is code: load it in Python and give the module, or export it to ONNX",
     ".pth": "torch weights without code: load them into their module in Python and give that",
     ".tflite": "TFLite files are not supported by this version: export the original model to ONNX",
@@ -76,8 +77,7 @@ def _refuse_other_formats(path: Path) -> None:
     if hint is not None:
         raise UnsupportedError(f"{path}: {hint}")
     if path.is_dir():
-        what = "a Hugging Face model directory" if (path / "config.json").exists() else "a directory"
         raise UnsupportedError(
-            f"{path} is {what}; this version reads {ACCEPTED}. "
-            "Export the model to ONNX, or load it in Python and give the torch module."
+            f"{path} is a directory without a config.json, which a language model has; give {ACCEPTED}, or a "
+            "language model: its directory or a .gguf file"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,10 +13,12 @@ from ..analysis.cost import layer_storage, node_cost
 from ..artifact import ArraySpec, Artifact, Manifest, check_files, read_manifest
 from ..artifact.manifest import MANIFEST
 from ..errors import ArtifactError, InputError
+from ..frontends.lm import LanguageModel
 from ..ir import Graph, Node
 from ..ledger import LedgerRow
 from ..plan import FORMATS, layers_of
 from .buckets import one_graph
+from .language_models import LanguageInfo, language_info
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ModelInfo:
     operators   operator -> how many nodes
     fallback    nodes that the target has no kernel of its own for: they go through TVM's generic lowering;
                 what costs nothing, such as a reshape, is not among them
+    language    of a checkpoint; the rest is what it does for one token then, and `hash`, which would need all
+                weights, is ""
     """
 
     name: str
@@ -57,6 +61,7 @@ class ModelInfo:
     layers: tuple[LayerInfo, ...]
     target: str
     fallback: tuple[str, ...]
+    language: LanguageInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -101,18 +106,21 @@ class TargetInfo:
 
 
 @overload
-def inspect(subject: Graph, *, target: str | None = None) -> ModelInfo: ...
+def inspect(subject: Graph | LanguageModel, *, target: str | None = None) -> ModelInfo: ...
 @overload
 def inspect(subject: Artifact | str | os.PathLike[str], *, target: str | None = None) -> ArtifactInfo: ...
 def inspect(
-    subject: Graph | Artifact | str | os.PathLike[str], *, target: str | None = None
+    subject: Graph | LanguageModel | Artifact | str | os.PathLike[str], *, target: str | None = None
 ) -> ModelInfo | ArtifactInfo:
-    """What is in a graph (and which of it `target` has kernels for), or what an artifact's manifest says.
+    """What is in a model (and which of it `target` has kernels for), or what an artifact's manifest says.
 
     `target` is this machine's when it is None; an artifact has its own, so that it takes none. An artifact
     may be given by its path; it need not run on this machine. Raises TargetError, ArtifactError, and
     InputError for an artifact with a target.
     """
+    if isinstance(subject, LanguageModel):
+        info = _model_info(subject.graph(1, 1), target or "host", hashed=False)
+        return replace(info, language=language_info(subject))
     if isinstance(subject, Graph | tuple | list):
         return _model_info(one_graph(subject, "inspect"), target or "host")
     if isinstance(subject, Artifact):
@@ -128,7 +136,7 @@ def inspect(
     return _artifact_info(path, manifest)
 
 
-def _model_info(graph: Graph, target: str) -> ModelInfo:
+def _model_info(graph: Graph, target: str, hashed: bool = True) -> ModelInfo:
     from ...passes.prepare import prepare
     from ...targets.lower import ALIASES
     from ...targets.selection import select
@@ -138,7 +146,7 @@ def _model_info(graph: Graph, target: str) -> ModelInfo:
     prepared = prepare(graph)
     return ModelInfo(
         name=graph.name,
-        hash=graph.content_hash,
+        hash=graph.content_hash if hashed else "",
         inputs=tuple(ArraySpec(name, kind.shape, kind.dtype) for name, kind in prepared.fed),
         outputs=tuple(
             ArraySpec(v, prepared.type_of(v).shape, prepared.type_of(v).dtype) for v in prepared.returned

@@ -17,14 +17,16 @@ from ..ir import Graph
 from ..ledger import LedgerRow
 from ..plan import Plan
 from ..samples import Samples, iterate
-from .buckets import check_alike, one_or_more, share_params
+from .buckets import check_alike, share_params
 from .feeds import random_feed
+from .language_models import entries_of
 from .ledger_rows import layer_times, rows_of
 
 if TYPE_CHECKING:
     from ...search.result import Candidate
     from ...targets.target import Target
     from ..calibrate import Ranges
+    from ..frontends.lm import LanguageModel
 
 PathLike = str | os.PathLike[str]
 Shapes: TypeAlias = "Mapping[str, int | Sequence[int]]"
@@ -50,14 +52,19 @@ def load(
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     constants: Mapping[str, Any] | None = None,
 ) -> tuple[Graph, ...]: ...
+@overload
+def load(source: PathLike, *, context: int, cache: str = "float16") -> LanguageModel: ...
 def load(
     source: Any,
     *,
     shapes: Shapes | Sequence[Shapes] | None = None,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     constants: Mapping[str, Any] | None = None,
-) -> Graph | tuple[Graph, ...]:
-    """The graph of an ONNX file, an `onnx.ModelProto` or a `torch.nn.Module`, with static shapes.
+    context: int | None = None,
+    cache: str | None = None,
+) -> Graph | tuple[Graph, ...] | LanguageModel:
+    """The graph of an ONNX file, an `onnx.ModelProto` or a `torch.nn.Module`, with static shapes; or the
+    language model of a checkpoint: a Hugging Face directory (config.json, safetensors) or a .gguf file.
 
     shapes  sizes that the model leaves open: `{"image": (1, 3, 224, 224)}` for a whole input, `{"batch": 1}`
             for a named dimension; or a list of such: a graph for each, to `compile` into one artifact
@@ -65,11 +72,27 @@ def load(
     constants
             values of inputs of an ONNX model that are the same in every run, such as the target of a Reshape:
             they are compiled in, and are no inputs of the result
+    context of a language model: tokens that it has room for, 2048 or what it was made for
+    cache   what it keeps of them: "float16", "int8" or "float32" keys and values
 
-    Raises InputError, ModelError (not a valid model) or UnsupportedError (lists all that cannot be compiled).
+    A checkpoint's weights are read when they are used. Raises InputError, ModelError (not a valid model) or
+    UnsupportedError (lists all that cannot be compiled).
     """
     from ..frontends import load_model
+    from ..frontends.lm import is_language_model, load_language_model
 
+    if is_language_model(source):
+        if shapes or inputs is not None or constants:
+            raise InputError(
+                f"{source} is a language model: its shapes follow from context=, its inputs are known"
+            )
+        return load_language_model(
+            source, context=2048 if context is None else context, cache=cache or "float16"
+        )
+    if context is not None or cache is not None:
+        raise InputError(
+            "context and cache are for language models: directories with a config.json, and .gguf files"
+        )
     if shapes is None or isinstance(shapes, Mapping):
         return load_model(source, shapes=shapes, inputs=inputs, constants=constants)
     if not shapes:
@@ -79,7 +102,7 @@ def load(
 
 
 def compile(
-    graph: Graph | Sequence[Graph],
+    graph: Graph | Sequence[Graph] | LanguageModel,
     *,
     target: str = "host",
     plan: PlanLike | None = None,
@@ -90,7 +113,8 @@ def compile(
     """The compiled model, opened, in a temporary directory: `Artifact.save` keeps it.
 
     graph        or several of one model for different shapes (`load` with a list): the artifact has an entry
-                 for each, on the same weights, and a run takes the one whose shapes its inputs have
+                 for each, on the same weights, and a run takes the one whose shapes its inputs have. Of a
+                 language model: one token, a chunk of a prompt, a chunk with the logits of all its tokens
     target       what to compile for; "host" is this machine, `targets()` lists the rest
     plan         what each layer becomes: a Plan, a plan file, or a search's candidate (`result.best`);
                  None leaves every layer float32
@@ -113,10 +137,12 @@ def compile(
             f"{chip.name} -o DIR` write it without opening it"
         )
     report = progress or _silent
-    graphs = one_or_more(graph)
+    graphs, kept = entries_of(graph)
     (planned, *others), chosen, ranges = _planned(graphs, plan, calibration, report, chip)
     stage = _stage(report, "compiling kernels")
-    artifact = build(planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage)
+    artifact = build(
+        planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage, **kept
+    )
     times = layer_times(artifact, _first_feed(graphs[0], calibration), PROFILE_REPEATS)
     artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan)))
     artifact.set_threads(1 if threads is None else threads)
@@ -124,7 +150,7 @@ def compile(
 
 
 def cross_compile(
-    graph: Graph | Sequence[Graph],
+    graph: Graph | Sequence[Graph] | LanguageModel,
     out: PathLike,
     *,
     target: str,
@@ -142,7 +168,8 @@ def cross_compile(
 
     chip = resolve(target)
     report = progress or _silent
-    (planned, *others), chosen, ranges = _planned(one_or_more(graph), plan, calibration, report, chip)
+    graphs, kept = entries_of(graph)
+    (planned, *others), chosen, ranges = _planned(graphs, plan, calibration, report, chip)
     ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan))]
     stage = _stage(report, "compiling kernels")
     return write(
@@ -154,6 +181,7 @@ def cross_compile(
         ledger=ledger,
         ranges=ranges,
         progress=stage,
+        **kept,
     )
 
 
