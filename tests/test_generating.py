@@ -227,6 +227,28 @@ def test_a_text_may_be_read_in_any_parts(place: Path, cut: int) -> None:
             Reader(artifact).read([VOCABULARY])
 
 
+def test_a_call_that_was_interrupted_is_made_up_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [BEGIN, *np.random.default_rng(3).integers(0, END, 29).tolist()]
+    with open(place) as artifact:
+        reader, run = Reader(artifact), Reader._run
+        calls = iter(range(99))
+
+        def second_fails(self: Reader, *given: object) -> np.ndarray:
+            if next(calls) == 1:
+                raise KeyboardInterrupt
+            return run(self, *given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Reader, "_run", second_fails)
+        with pytest.raises(KeyboardInterrupt):
+            reader.read(tokens[:25])
+        assert 0 < reader.done < 25
+        np.testing.assert_allclose(reader.read(tokens[25:]), reference(tokens)[-1], atol=3e-4)
+        reader.clear()
+        next(reader.score(tokens[:20]))  # the rest is not asked for
+        made = np.array(list(reader.score(tokens[20:])))
+        np.testing.assert_allclose(made, reference(tokens)[20:], atol=3e-4)
+
+
 TEXT = "the cat sat. the dog sat, too! did it? " * 3
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 from ..artifact import Artifact, open
+from ..artifact.manifest import MANIFEST
 from ..errors import InputError
 from .reading import Reader, Speech
 
+Progress = Callable[[str, int, int], None]
 WINDOW = 512
 """Tokens that are read in one go: a text is cut, and every piece is judged from an empty memory."""
 
@@ -43,11 +47,12 @@ def evaluate(
     tokens: int | None = None,
     window: int = WINDOW,
     threads: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Perplexity of a language model on a text, and its distance from another model with the same tokens.
 
-    artifact, against   opened, or paths of artifacts; the other is usually the float model's
+    artifact, against   opened, or paths of artifacts; the other is usually the float model: the path of a
+             checkpoint is compiled in float32, with caches in float32
     tokens   judge only so many tokens, from the beginning
     window   tokens that are read in one go (the context where that is less): the text is cut into such
              pieces, and the first token of each is given, not predicted
@@ -57,7 +62,8 @@ def evaluate(
     ArtifactError.
     """
     with ExitStack() as stack:
-        subject, other = (_opened(each, threads, stack) for each in (artifact, against))
+        made = functools.partial(_opened, window=window, threads=threads, progress=progress, stack=stack)
+        subject, other = (made(each) for each in (artifact, against))
         assert subject is not None
         pieces = _pieces(subject, other, text, tokens, window)
         total = sum(len(piece) - 1 for piece in pieces)
@@ -73,15 +79,33 @@ def evaluate(
 
 
 def _opened(
-    given: Artifact | str | os.PathLike[str] | None, threads: int | None, stack: ExitStack
+    given: Artifact | str | os.PathLike[str] | None,
+    *,
+    window: int,
+    threads: int | None,
+    progress: Progress | None,
+    stack: ExitStack,
 ) -> Artifact | None:
     if given is None:
         return None
-    opened = given if isinstance(given, Artifact) else stack.enter_context(open(given))
+    opened = given if isinstance(given, Artifact) else stack.enter_context(_found(given, window, progress))
     if threads is not None:
         stack.callback(opened.set_threads, opened.threads)
         opened.set_threads(threads)
     return opened
+
+
+def _found(place: str | os.PathLike[str], window: int, progress: Progress | None) -> Artifact:
+    """The artifact there; that of the checkpoint there, in float32."""
+    if (Path(place) / MANIFEST).exists():
+        return open(place)
+    from ..frontends.lm import is_language_model, load_language_model
+    from .models import compile
+
+    if not is_language_model(place):
+        return open(place)  # says what is missing
+    model = load_language_model(place, context=max(1, window), cache="float32")
+    return compile(model, progress=progress)
 
 
 def _pieces(

@@ -28,6 +28,7 @@ class Reader:
         self.artifact = artifact
         self.language = language_of(artifact)
         self.tokens: list[int] = []
+        self.done = 0  # so many of them are in the caches; fewer than all where a call was interrupted
         sizes = [tuple(spec.shape[0] for spec in entry.inputs) for entry in artifact.entries]
         sizes = [size for size in sizes if size[0] <= self.language.context]
         self.chunks = sorted({t for t, _, rows in sizes if t > 1 and rows == 1}, reverse=True)
@@ -42,7 +43,7 @@ class Reader:
 
     def clear(self) -> None:
         """Begin a new text. What the artifact keeps of the old one is never read again."""
-        self.tokens = []
+        self.tokens, self.done = [], 0
 
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits float32 [vocabulary] of what follows the tokens, of which there is at least one.
@@ -50,27 +51,28 @@ class Reader:
         Raises InputError when there are more than `room`, or one that is not in the vocabulary.
         """
         self._check(tokens)
-        done = len(self.tokens)
         self.tokens += tokens
-        logits = None
-        while done < len(self.tokens):
-            done, logits = self._read_some(done)
-        assert logits is not None, "_check refuses no tokens"
+        logits = self._read_some()
+        while self.done < len(self.tokens):
+            logits = self._read_some()
         return logits
 
-    def _read_some(self, done: int) -> tuple[int, np.ndarray]:
-        """Reads some of the tokens from `done` on; how far, and the logits of the last."""
-        left = len(self.tokens) - done
+    def _read_some(self) -> np.ndarray:
+        """Reads some of the tokens that are not read yet; the logits of the last."""
+        left = len(self.tokens) - self.done
         size = next((size for size in reversed(self.chunks) if size >= left), max(self.chunks, default=1))
         if size == 1 or left < max(2, size // WORTH):
-            return done + 1, self._run(done, 1, [0])[0]
-        start, count = self._chunk(done, size)
-        return start + count, self._run(start, size, [count - 1])[0]
+            start, count, size = self.done, 1, 1
+        else:
+            start, count = self._chunk(size)
+        logits = self._run(start, size, [count - 1])[0]
+        self.done = start + count
+        return logits
 
-    def _chunk(self, done: int, size: int) -> tuple[int, int]:
-        """Where a chunk with token `done` begins, and how many it has. One that would go beyond the end of
+    def _chunk(self, size: int) -> tuple[int, int]:
+        """Where a chunk with the next token begins, and how many it has. One that would go beyond the end of
         the caches begins earlier: what it reads again stays as it was."""
-        start = min(done, self.language.context - size)
+        start = min(self.done, self.language.context - size)
         return start, min(size, len(self.tokens) - start)
 
     def _run(self, start: int, size: int, rows: Sequence[int]) -> np.ndarray:
@@ -90,17 +92,13 @@ class Reader:
     def score(self, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """Logits float32 [vocabulary] after each of the tokens, in order. Raises InputError as `read`."""
         self._check(tokens)
-        done = len(self.tokens)
+        first, size = len(self.tokens), self.scored or 1
         self.tokens += tokens
-        while done < len(self.tokens):
-            if not self.scored:
-                yield self._run(done, 1, [0])[0]
-                done += 1
-                continue
-            start, count = self._chunk(done, self.scored)
-            logits = self._run(start, self.scored, range(self.scored))
-            yield from logits[done - start : count]
-            done = start + count
+        while self.done < len(self.tokens):
+            (start, count), done = self._chunk(size), self.done
+            logits = self._run(start, size, range(size))
+            self.done = start + count
+            yield from logits[max(first, done) - start : count]
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not tokens:
