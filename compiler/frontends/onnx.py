@@ -299,7 +299,8 @@ class _Import:
 
     def _apply(self, node: OnnxNode) -> bool:
         if node.op not in RULES:
-            self._report(node, hint_of(node.op))
+            computed = [name for name in node.inputs if name and name not in self.converter.constants]
+            self._report(node, hint_of(node.op, computed))
             return False
         if any(name in self.lost for name in node.inputs):
             return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from .converter import Rule
 from .onnx_activations import ACTIVATION_RULES
 from .onnx_einsum import EINSUM_RULES
@@ -63,7 +66,8 @@ HINTS: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("NonMaxSuppression", "NonZero", "Unique"),
-        "its output's size depends on data: cut the model before it",
+        "its output's size depends on data: end the model before it, at {inputs} "
+        "(onnx.utils.extract_model cuts models), and compute the rest where the result is used",
     ),
 }
 
@@ -72,7 +76,17 @@ KNOWN = frozenset(RULES) | frozenset(HINTS)
 NO_RULE = "bitsmith has no conversion for it yet"
 FOREIGN = "an operator of another runtime: export the model with standard ONNX operators only"
 
+CLASSICAL = "of classical machine learning, not of neural networks: compute that step outside of the model"
 
-def hint_of(op: str) -> str:
-    """What a user can do about an operator without a rule."""
-    return FOREIGN if "::" in op else HINTS.get(op, NO_RULE)
+
+def hint_of(op: str, inputs: Sequence[str]) -> str:
+    """What a user can do about an operator without a rule; `inputs`: its inputs that are computed."""
+    if "::" in op:
+        return CLASSICAL if op.startswith("ai.onnx.ml::") else FOREIGN
+    return HINTS.get(op, NO_RULE).format(inputs=" and ".join(map(repr, inputs)) or "its inputs")
+
+
+def is_foreign(node: Any) -> bool:
+    """Whether an onnx.NodeProto is of another runtime, and not of those that are converted."""
+    standard = node.domain in ("", "ai.onnx")
+    return not standard and f"{node.domain}::{node.op_type}" not in KNOWN

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError, ModelError, UnsupportedError
 from .onnx_dimensions import dimension_names, named_sizes, refuse_open, size_of
+from .onnx_ops import is_foreign
 from .onnx_read import first_line
 
 Shapes = Mapping[str, int | Sequence[int]]
@@ -123,7 +124,11 @@ def _infer(model: Any, label: str) -> None:
             value.type.tensor_type.ClearField("shape")
     try:
         with _broken_inference_hidden(model.graph):
-            inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+            # After an operator that is not known here types are unknown; it is reported with all others.
+            own = {(function.domain, function.name) for function in model.functions}
+            others = (node for node in model.graph.node if (node.domain, node.op_type) not in own)
+            strict = not any(map(is_foreign, others))
+            inferred = onnx.shape_inference.infer_shapes(model, strict_mode=strict)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         sizes = "; ".join(
             f"{v.name} [{', '.join(str(d.dim_value) for d in v.type.tensor_type.shape.dim)}]"
