@@ -1,9 +1,11 @@
 """Calibration against ranges found by looking at all numbers at once."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
+import torch
 from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.calibrate import Ranges, calibrate, choose_ranges, observe
 from bitsmith.compiler.errors import InputError, PlanError
@@ -41,6 +43,19 @@ def test_a_histogram_grows_without_losing_counts(rng):
     wanted = np.cumsum(np.histogram(everything, edges)[0])
     found = np.cumsum(histogram.counts.reshape(-1, 8).sum(1))
     assert np.abs(found - wanted).max() <= 5, "bins move counts by rounding at their edges at most"
+
+
+def test_arrays_that_must_not_be_written_are_counted_in_silence(rng):
+    """As of a memory map, or of windows that slide over a recording."""
+    array = rng.normal(0, 1, 100).astype(np.float32)
+    array.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert histogram_of(array).counts.sum() == 100
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_large_arrays_are_sampled_evenly(rng):
