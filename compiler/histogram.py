@@ -41,7 +41,7 @@ class Histogram:
 
         if not array.size:
             return
-        values = torch.from_numpy(np.require(array, requirements="CW")).flatten()
+        values = torch.from_numpy(np.require(array, requirements=["C", "W"])).flatten()
         low, high = (float(v) for v in torch.aminmax(values))
         if not -LARGEST <= low <= high <= LARGEST:
             raise FloatingPointError("not finite, or too large")

@@ -50,7 +50,7 @@ def _one_thread() -> Iterator[None]:
 def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     import torch
 
-    return {name: torch.from_numpy(np.require(a, requirements="CW")) for name, a in arrays.items()}
+    return {name: torch.from_numpy(np.require(a, requirements=["C", "W"])) for name, a in arrays.items()}
 
 
 def _run_changed(graph: Graph, variant: Graph, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
