@@ -27,6 +27,7 @@ from .kernels.coded_pack import (
 from .kernels.coded_product import CodedSpec
 from .kernels.coded_spec import Packing
 from .kernels.epilogue import Epilogue
+from .select_planes import coded_form, plane_calls
 
 
 def coded_linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> tuple[KernelCall, ...] | None:
@@ -39,6 +40,11 @@ def coded_linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> tuple
     bias, residual = (*node.inputs, "", "", "", "")[5:7]
     rest = {key: a[key] for key in ("act", "lo", "hi", "alpha")}
     epilogue = Epilogue(bias=bool(bias), residual="float32" if residual else "", **rest)
+    if (
+        coded_form(format_of(a["format"]), node.type.shape[-1], a["k"], a["activations"], isa).name
+        == "planes"
+    ):
+        return plane_calls(graph, node, a, coded_weight(graph, node, a), epilogue)
     p = packing(graph, node, a, isa)
     spec = CodedSpec(p, isa.dot, rows, a["activations"], epilogue)
     if spec.stack_bytes > STACK_BYTES:
@@ -54,6 +60,11 @@ def coded_linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> tuple
         KernelCall(before, (node.inputs[0], *made), before.tasks),
         KernelCall(spec, (*operands, node.output), spec.tasks),
     )
+
+
+def coded_weight(graph: Graph, node: Node, a: dict[str, Any]) -> Coded:
+    """Reads it."""
+    return coded_of([graph.params[v] if v else None for v in (*node.inputs, "", "")[1:5]], a)
 
 
 def packing(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Packing:
@@ -85,12 +96,9 @@ def weights(graph: Graph, node: Node, a: dict[str, Any], p: Packing) -> list[Wei
     """The packed operands, in the kernels' order. Nothing is read before it is packed."""
     rows = p.blocks * p.lanes
 
-    def coded() -> Coded:
-        return coded_of([graph.params[v] if v else None for v in (*node.inputs, "", "")[1:5]], a)
-
     def operand(index: int, nbytes: int, pack: Callable[[Packing, Coded], np.ndarray]) -> Weights:
         # An embedding and a head that are tied read one copy.
-        return Weights(nbytes, lambda: pack(p, coded()), f"{node.inputs[index]} as {p}")
+        return Weights(nbytes, lambda: pack(p, coded_weight(graph, node, a)), f"{node.inputs[index]} as {p}")
 
     found = [
         operand(1, p.blocks * p.block_bytes, pack_codes),

@@ -9,6 +9,14 @@ from .coded_float import emit_coded_float
 from .coded_gather import CodedGatherSpec, emit_coded_gather
 from .coded_input import CodedInputSpec, emit_coded_input
 from .coded_panel import emit_coded_panel
+from .coded_planes import (
+    PlaneScaleSpec,
+    PlaneSpec,
+    SignTableSpec,
+    emit_plane_scale,
+    emit_planes,
+    emit_sign_table,
+)
 from .coded_product import CodedSpec
 from .coded_vector import emit_coded_vector
 
@@ -24,4 +32,7 @@ CODED_EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     CodedSpec: emit_coded,
     CodedInputSpec: emit_coded_input,
     CodedGatherSpec: emit_coded_gather,
+    SignTableSpec: emit_sign_table,
+    PlaneSpec: emit_planes,
+    PlaneScaleSpec: emit_plane_scale,
 }
