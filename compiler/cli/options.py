@@ -121,6 +121,13 @@ Context = Annotated[
 Cache = Annotated[
     CacheType | None, Option(help="Of a language model: type of keys and values; float16 when not given.")
 ]
+KeepCodes = Annotated[
+    bool,
+    Option(
+        "--keep-codes",
+        help="Of a GGUF file: leave weights as its codes where a weight format has the same values.",
+    ),
+]
 
 # search
 Bounds = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,9 +147,10 @@ def ledger(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def compiled(info: ArtifactInfo, measured: Measurement | None) -> Iterable[RenderableType]:
-    """`measured` is None when the artifact is for another machine."""
-    choices = [row["choice"] for row in info.ledger]
-    time, memory = ("not measured: it is for another machine",) * 2
+    """`measured` is None when the artifact is for another machine, or a language model."""
+    choices = Counter(row["choice"] for row in info.ledger)
+    why = "`bitsmith bench` does" if info.language else "it is for another machine"
+    time, memory = (f"not measured: {why}",) * 2
     if measured is not None:
         time = f"{spread(measured.latency)}, {measured.threads} thread{'' if measured.threads == 1 else 's'}"
         memory = size(measured.memory.own_bytes)
@@ -156,7 +158,7 @@ def compiled(info: ArtifactInfo, measured: Measurement | None) -> Iterable[Rende
         (
             ("artifact", info.path),
             ("target", info.target),
-            ("layers", f"{choices.count('int8')} int8, {choices.count('float32')} float32"),
+            ("layers", ", ".join(f"{n} {choice}" for choice, n in choices.most_common())),
             ("size on disk", size(info.size_bytes)),
             ("memory", memory),
             ("latency", f"{time}, entry 0" if len(info.entries) > 1 else time),

@@ -13,7 +13,10 @@ from . import options as o
 from .output import Output
 
 if TYPE_CHECKING:
+    from ..frontends.lm import LanguageModel
+    from ..ir import Graph
     from ..pipeline.inspection import ArtifactInfo, ModelInfo
+    from ..plan import Plan
 
 OBJECTIVES = ("quality", "latency", "size")
 MEASURE_SECONDS = 2.0  # for the latency that compile shows
@@ -53,6 +56,7 @@ def compile(
     shape: o.Buckets = None,
     context: o.Context = None,
     cache: o.Cache = None,
+    keep_codes: o.KeepCodes = False,
     threads: o.Threads = 1,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -60,9 +64,8 @@ def compile(
 ) -> None:
     """Compile a model to an artifact, by a plan or uniformly; for several shapes, if given."""
     from .. import pipeline
+    from ..frontends.lm import LanguageModel
     from ..pipeline.data_files import parse_buckets, read_samples
-    from ..pipeline.language_models import entries_of
-    from ..plan import Plan
     from .tables import compiled
 
     if plan is not None and uniform is not None:
@@ -72,10 +75,11 @@ def compile(
     samples = None if calibration is None else read_samples(calibration)
     room: dict[str, Any] = {"context": context, "cache": cache and cache.value}
     loaded = pipeline.load(model, shapes=parse_buckets(shape) if shape else None, **room)
-    chosen = plan if uniform is None else Plan.uniform(entries_of(loaded)[0][0], uniform.value)
+    chosen = _plan(loaded, plan, uniform, keep_codes)
     measured = None
     with said.progress() as progress:
-        if pipeline.runs_here(target):
+        # A language model is not opened here: its weights would be in memory.
+        if pipeline.runs_here(target) and not isinstance(loaded, LanguageModel):
             with pipeline.compile(
                 loaded, target=target, plan=chosen, calibration=samples, threads=threads, progress=progress
             ) as made:
@@ -87,6 +91,26 @@ def compile(
             )
     info = pipeline.inspect(out)
     said.emit({"artifact": info, "measured": measured}, *compiled(info, measured))
+
+
+def _plan(
+    loaded: Graph | tuple[Graph, ...] | LanguageModel,
+    plan: Path | None,
+    uniform: o.Uniform | None,
+    keep_codes: bool,
+) -> Plan | None:
+    from ..frontends.lm import LanguageModel
+    from ..pipeline.language_models import entries_of, kept_plan
+    from ..plan import Plan
+
+    chosen = None if plan is None else Plan.load(plan)
+    if uniform is not None:
+        chosen = Plan.uniform(entries_of(loaded)[0][0], uniform.value)
+    if not keep_codes:
+        return chosen
+    if not isinstance(loaded, LanguageModel):
+        raise InputError("--keep-codes is for GGUF files, which hold codes")
+    return kept_plan(loaded, chosen)
 
 
 def search(

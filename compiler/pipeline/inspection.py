@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..analysis.cost import layer_storage, node_cost
-from ..artifact import ArraySpec, Artifact, Manifest, check_files, read_manifest
+from ..artifact import ArraySpec, Artifact, Language, Manifest, check_files, read_manifest
 from ..artifact.manifest import MANIFEST
 from ..errors import ArtifactError, InputError
 from ..frontends.lm import LanguageModel
@@ -77,6 +77,7 @@ class ArtifactInfo:
     """What an artifact's manifest says, and its size. `ledger` and `plan` as in manifest.json.
 
     entries   the shapes that it was compiled for; `inputs` and `outputs` are those of the first
+    language  of a language model: what generating text needs
     """
 
     name: str
@@ -92,6 +93,7 @@ class ArtifactInfo:
     versions: Mapping[str, str]
     plan: Mapping[str, Any]
     ledger: tuple[Mapping[str, Any], ...]
+    language: Language | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ def _artifact_info(path: Path, m: Manifest) -> ArtifactInfo:
         versions=m.versions,
         plan=m.plan,
         ledger=m.ledger,
+        language=m.language,
     )
 
 

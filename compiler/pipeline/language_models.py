@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..artifact import Language
+from ..errors import InputError
+from ..formats import Coded, Format
 from ..frontends.lm import LanguageModel
 from ..ir import Graph
+from ..plan import Plan, layers_of, tables_of
 from .buckets import one_or_more
 
 
@@ -62,6 +65,52 @@ def language_info(model: LanguageModel) -> LanguageInfo:
         eos=c.eos,
         tokenizer=model.checkpoint.tokenizer is not None,
     )
+
+
+KnownCodes = Callable[[Mapping[str, tuple[Format, str]]], dict[str, Coded]]
+"""Plan.coded -> the codes that are there already."""
+
+
+def known_codes(subject: object, given: Mapping[str, Coded] | None) -> KnownCodes:
+    """Those `given`, and those that a language model's file holds in the very format that a plan asks for."""
+
+    def find(wanted: Mapping[str, tuple[Format, str]]) -> dict[str, Coded]:
+        found = {layer: (given or {})[layer] for layer in wanted if layer in (given or {})}
+        if isinstance(subject, LanguageModel):
+            rest = {layer for layer in wanted if layer not in found}
+            stored = file_codes(subject, rest)
+            found |= {layer: coded for layer, coded in stored.items() if coded.format == wanted[layer][0]}
+        return found
+
+    return find
+
+
+def file_codes(model: LanguageModel, layers: Collection[str]) -> dict[str, Coded]:
+    """Of these layers, what the model's file holds in a format of ours. What layers share is one object."""
+    read: dict[int, Coded | None] = {}
+    found: dict[str, Coded] = {}
+    for layer, reader in model.checkpoint.codes.items():
+        if layer in layers:
+            key = id(reader)
+            read[key] = read[key] if key in read else reader()
+            if (coded := read[key]) is not None:
+                found[layer] = coded
+    return found
+
+
+def kept_plan(model: LanguageModel, plan: Plan | None = None) -> Plan:
+    """The plan, with weights left as the codes of the file where a format of ours has the same values.
+
+    They are multiplied in float32: results are those of the decoded weights. Layers that the plan names stay
+    as it says. Raises InputError for a file without such codes.
+    """
+    graph = model.graph(1, 1)
+    names = [node.name for node in (*layers_of(graph), *tables_of(graph))]
+    kept = {layer: f"{coded.format}@float32" for layer, coded in file_codes(model, names).items()}
+    if not kept:
+        raise InputError(f"{model.name} holds no codes that can be kept: GGUF files of Q4_0 and Q8_0 do")
+    base = plan or Plan(graph.name, {})
+    return replace(base, layers={**kept, **base.layers})
 
 
 def language_of(model: LanguageModel) -> Language:

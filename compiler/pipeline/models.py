@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
-from ..artifact import Artifact, open, write_artifact
-from ..artifact.manifest import HEADER, LIBRARY, RANGES, TOKENIZER, WEIGHTS
+from ..artifact import Artifact, read_manifest
+from ..artifact.manifest import MANIFEST
 from ..errors import InputError, TargetError
+from ..files import write_whole
 from ..ir import Graph
 from ..ledger import LedgerRow
 from ..plan import Plan
 from ..samples import Samples, iterate
 from .buckets import check_alike, share_params
 from .feeds import random_feed
-from .language_models import entries_of
+from .language_models import KnownCodes, entries_of, known_codes
 from .ledger_rows import layer_times, rows_of
 
 if TYPE_CHECKING:
     from ...search.result import Candidate
     from ...targets.target import Target
     from ..calibrate import Ranges
+    from ..formats import Coded
     from ..frontends.lm import LanguageModel
 
 PathLike = str | os.PathLike[str]
@@ -107,6 +109,7 @@ def compile(
     target: str = "host",
     plan: PlanLike | None = None,
     calibration: Samples | None = None,
+    coded: Mapping[str, Coded] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -120,6 +123,8 @@ def compile(
                  None leaves every layer float32
     calibration  sample inputs (compiler/samples.py says in which forms); needed when the plan has int8
                  layers. Of several graphs the first is calibrated, and its ranges serve all
+    coded        codes of layers that the plan gives a weight format; the weights of others are taken from a
+                 GGUF file that has the format, else rounded to the nearest levels
     threads      threads of a run (1 when None); a compiled model runs with any number, `Artifact.set_threads`
                  changes it
 
@@ -138,7 +143,9 @@ def compile(
         )
     report = progress or _silent
     graphs, kept = entries_of(graph)
-    (planned, *others), chosen, ranges = _planned(graphs, plan, calibration, report, chip)
+    (planned, *others), chosen, ranges = _planned(
+        graphs, plan, calibration, report, chip, known_codes(graph, coded)
+    )
     stage = _stage(report, "compiling kernels")
     artifact = build(
         planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage, **kept
@@ -156,6 +163,7 @@ def cross_compile(
     target: str,
     plan: PlanLike | None = None,
     calibration: Samples | None = None,
+    coded: Mapping[str, Coded] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the compiled model to the directory `out` and returns its path; the target may be another
@@ -169,7 +177,9 @@ def cross_compile(
     chip = resolve(target)
     report = progress or _silent
     graphs, kept = entries_of(graph)
-    (planned, *others), chosen, ranges = _planned(graphs, plan, calibration, report, chip)
+    (planned, *others), chosen, ranges = _planned(
+        graphs, plan, calibration, report, chip, known_codes(graph, coded)
+    )
     ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan))]
     stage = _stage(report, "compiling kernels")
     return write(
@@ -199,6 +209,7 @@ def _planned(
     calibration: Samples | None,
     report: Progress,
     chip: Target,
+    known: KnownCodes,
 ) -> tuple[list[Graph], Plan, Ranges | None]:
     """The graphs as the plan makes them for the chip, the plan, and the ranges that an artifact keeps."""
     from ...passes.apply_plan import apply_plan
@@ -209,8 +220,20 @@ def _planned(
     chosen = _plan_of(plan, prepared[0])
     ranges = _ranges(prepared[0], chosen, calibration, report)
     kept = None if ranges is None else ranges.for_plan(chosen)
-    planned = [apply_plan(graph, chosen, ranges, pair_bound=chip.pair_bound) for graph in prepared]
+    codes = _codes(prepared[0], chosen, known)
+    planned = [
+        apply_plan(graph, chosen, ranges, pair_bound=chip.pair_bound, coded=codes) for graph in prepared
+    ]
     return planned, chosen, kept
+
+
+def _codes(prepared: Graph, plan: Plan, known: KnownCodes) -> Mapping[str, Coded]:
+    """Of layers that the plan gives a weight format: those known, others rounded; once for all entries."""
+    from ...passes.code_layers import round_layers
+
+    found = known(plan.coded)
+    rest = {layer: plan.choice(layer) for layer in plan.coded if layer not in found}
+    return found | round_layers(prepared, replace(plan, layers=rest))
 
 
 def _plan_of(plan: PlanLike | None, prepared: Graph) -> Plan:
@@ -257,22 +280,8 @@ def _first_feed(graph: Graph, calibration: Samples | None) -> dict[str, np.ndarr
 
 
 def _with_ledger(artifact: Artifact, rows: Sequence[LedgerRow]) -> Artifact:
-    """The same artifact with this ledger in its manifest, in a temporary directory of its own; closes the
-    given one.
-    """
-    from ...targets.scratch import scratch_place
-
+    """The same artifact, which is in a temporary directory of its own, with this ledger in its manifest."""
     manifest = replace(artifact.manifest, ledger=tuple(row.to_json() for row in rows))
-    old, fresh = artifact.path, scratch_place()
-    with artifact:
-        kept, spoken = (old / name if (old / name).exists() else None for name in (RANGES, TOKENIZER))
-        write_artifact(
-            fresh,
-            manifest,
-            library=old / LIBRARY,
-            weights=old / WEIGHTS,
-            header=old / HEADER,
-            ranges=kept,
-            tokenizer=spoken,
-        )
-        return open(fresh, temporary=True)
+    write_whole(artifact.path / MANIFEST, manifest.to_json(), "the manifest")
+    artifact.manifest = read_manifest(artifact.path)
+    return artifact
