@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,13 +18,19 @@ from .kept_codes import LayerCodes
 from .layer_inputs import LayerInputs
 from .live_values import MEMORY
 
+DAMPING = 0.7
+"""Times inputs / rows: the damping below which codes fit what is chance in the samples. SmolLM2-135M, 4096
+rows, error of bitmod4 on other text: damping 0.01 / 0.1 / 0.4 gives 0.00053 / 0.00041 / 0.00042 for a down
+projection (1536 inputs), 0.0051 / 0.0045 / 0.0042 for an output projection (576).
+"""
 METHODS = ("round", "search", "hqq", "compensate")
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     """`scale_inputs`: also divide inputs by channel where a norm can do it (AWQ). `memory`: bytes of values
-    that are held at a time; the rest is on disk. Raises InputError for what is not known.
+    that are held at a time; the rest is on disk. The damping of `compensation` is a least value: few samples
+    raise it. Raises InputError for what is not known.
     """
 
     method: str = "compensate"
@@ -60,6 +66,9 @@ class LayerCoder:
         """Codes of layers that read one value; `inputs` tells about it, None when nothing is known."""
         if inputs is None:
             return {node.name: self._blind(node) for node in group}
+        return self.damped(inputs)._code(group, inputs)
+
+    def _code(self, group: Sequence[Node], inputs: LayerInputs) -> dict[str, LayerCodes]:
         hessian = inputs.hessian
         factors = self._factors(group, inputs)
         if factors is not None:
@@ -73,6 +82,13 @@ class LayerCoder:
             error = output_error(weight, decode(coded), hessian).sum() / (size or 1.0)
             made[node.name] = LayerCodes(coded, factors, float(error))
         return made
+
+    def damped(self, inputs: LayerInputs) -> LayerCoder:
+        """With the damping that so few rows need."""
+        usual = self.options.compensation
+        least = DAMPING * len(inputs.magnitude) / max(inputs.rows, 1)
+        compensation = replace(usual, damping=max(usual.damping, least))
+        return replace(self, options=replace(self.options, compensation=compensation))
 
     def weight(self, node: Node) -> np.ndarray:
         matrix = matrix_of(self.graph, node)

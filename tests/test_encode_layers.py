@@ -5,13 +5,13 @@ import pytest
 from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.errors import InputError
 from bitsmith.compiler.formats import decode, encode, format_of
-from bitsmith.compiler.formats.compensate import Compensator, compensate, output_error
+from bitsmith.compiler.formats.compensate import Compensation, Compensator, compensate, output_error
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.divide import scale_inputs
 from bitsmith.passes.encode_layers import encode_layers
 from bitsmith.passes.kept_codes import factors_of
-from bitsmith.passes.layer_coder import EncodeOptions
-from bitsmith.passes.layer_inputs import LOUDEST, quietened
+from bitsmith.passes.layer_coder import EncodeOptions, LayerCoder
+from bitsmith.passes.layer_inputs import LOUDEST, LayerInputs, quietened
 from bitsmith.passes.live_values import LiveValues, needed_nodes
 
 WORDS, WIDTH, INNER, TOKENS = 40, 32, 48, 24
@@ -96,7 +96,8 @@ def test_each_layer_is_compensated_for_what_the_coded_layers_before_give():
     for layer in LAYERS:
         x = see_inputs(before, samples, graph.node(layer).inputs[0])
         weight = graph.params[matrix(graph, layer)]
-        expected = compensate(weight, x.T @ x, format_of("int3:16"))
+        options = Compensation(damping=max(0.01, 0.7 * x.shape[1] / len(x)))
+        expected = compensate(weight, x.T @ x, format_of("int3:16"), options)
         hessian = x.T @ x
         found, best = (output_error(weight, decode(c), hessian).sum() for c in (codes[layer].coded, expected))
         assert found == pytest.approx(best, rel=0.02)
@@ -113,6 +114,16 @@ def test_compensated_networks_depart_less_than_rounded_ones(text):
         codes = dict(encode_layers(graph, formats(text), samples, EncodeOptions(method)))
         error[method] = departure(graph, coded_graph(graph, codes), texts(8, seed=5))
     assert error["compensate"] < 0.8 * min(error["round"], error["search"])
+
+
+@pytest.mark.parametrize("rows, damping", [(100, 0.7 * INNER / 100), (100_000, 0.01)])
+def test_few_samples_raise_the_damping(rows, damping):
+    graph = network()
+    x = np.random.default_rng(0).standard_normal((100, INNER)) * np.linspace(2, 0.2, INNER)
+    coder = LayerCoder(graph, formats("int3:16"), EncodeOptions())
+    made = coder.code([graph.node("down")], LayerInputs(x.T @ x, np.abs(x).mean(0), rows))
+    expected = compensate(graph.params["wdown"], x.T @ x, format_of("int3:16"), Compensation(damping))
+    assert np.array_equal(decode(made["down"].coded), decode(expected))
 
 
 def test_methods_without_samples():
