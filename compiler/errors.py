@@ -39,7 +39,7 @@ class InputError(BitsmithError, ValueError):
 
 
 class FormatError(InputError):
-    pass
+    exit_code = 12
 
 
 class PlanError(BitsmithError, ValueError):

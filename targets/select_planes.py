@@ -48,7 +48,9 @@ def coded_form(format: Format, n: int, k: int, activations: str, isa: Isa) -> Fo
             f"{table.multiplies / (n * k):.0f} multiplication and {table.adds / (n * k):.2f} additions",
         )
     if isa.dot == NO_MULTIPLIER:
-        return Form("table", f"{isa.name} has no multiplier, but {format} with {activations} has no planes form")
+        return Form(
+            "table", f"{isa.name} has no multiplier, but {format} with {activations} has no planes form"
+        )
     if not signed_sums:
         return Form("table", f"levels of {format} are no signed sums: only the table form computes them")
     return Form(
@@ -67,9 +69,7 @@ def plane_calls(
     atoms = (groups - 1) * width // ATOM + -(-(k - (groups - 1) * min(coded.format.width(k), k)) // ATOM)
     by_group = a["activations"] == "int8:group"
     x, bias, residual = node.inputs[0], *(*node.inputs, "", "", "", "")[5:7]
-    before = CodedInputSpec(
-        rows, k, min(coded.format.width(k), k), width // ATOM, atoms, a["activations"], 1
-    )
+    before = CodedInputSpec(rows, k, min(coded.format.width(k), k), width // ATOM, atoms, a["activations"], 1)
     signs = SignTableSpec(rows * atoms * ATOM // EIGHT)
     planes = PlaneSpec(rows, n, groups, width, atoms, coded.format.bits)
     scale = coded.arrays["scale"]
