@@ -331,6 +331,8 @@ def test_the_command_line_streams_and_judges(
     assert found["predictions"] == 30 and 0 < found["kl"] < 0.1
     assert cli("eval", place, text) == 0
     assert "perplexity of" in capsys.readouterr().out
+    assert cli("inspect", place) == 0
+    assert f"4 states, 5.12 kB, for {CAPACITY} tokens" in capsys.readouterr().out
     assert cli("eval", place, tmp_path / "nothing.txt") == InputError.exit_code
     assert "cannot read the text" in capsys.readouterr().err
     assert cli("generate", place, "--prompt", "a" * 99) == InputError.exit_code

@@ -98,6 +98,7 @@ def _artifact(info: ArtifactInfo) -> Iterable[RenderableType]:
             ("target", f"{info.target} (needs {', '.join(info.features)})"),
             ("size on disk", size(info.size_bytes)),
             ("working memory", size(info.arena_bytes)),
+            *(() if not info.states else (("kept from run to run", _kept(info)),)),
             ("made", f"{info.created} with bitsmith {info.versions.get('bitsmith', '?')}"),
         )
     )
@@ -105,6 +106,12 @@ def _artifact(info: ArtifactInfo) -> Iterable[RenderableType]:
         yield entries(info)
     if info.ledger:
         yield ledger(info.ledger)
+
+
+def _kept(info: ArtifactInfo) -> str:
+    """Its states; of a language model, for how long a text."""
+    context = "" if info.language is None else f", for {info.language.context} tokens"
+    return f"{len(info.states)} states, {size(sum(state.nbytes for state in info.states))}{context}"
 
 
 def entries(info: ArtifactInfo) -> Table:

@@ -78,6 +78,7 @@ class ArtifactInfo:
 
     entries   the shapes that it was compiled for; `inputs` and `outputs` are those of the first
     language  of a language model: what generating text needs
+    states    what an opened instance keeps from run to run
     """
 
     name: str
@@ -94,6 +95,7 @@ class ArtifactInfo:
     plan: Mapping[str, Any]
     ledger: tuple[Mapping[str, Any], ...]
     language: Language | None = None
+    states: tuple[ArraySpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ def _artifact_info(path: Path, m: Manifest) -> ArtifactInfo:
         plan=m.plan,
         ledger=m.ledger,
         language=m.language,
+        states=m.states,
     )
 
 
