@@ -28,6 +28,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -225,6 +226,7 @@ def tables_of(graph: Graph) -> tuple[Node, ...]:
     return tuple(found)
 
 
+@cache
 def coded_choice(choice: str) -> tuple[Format, str] | None:
     """Weight format and activations of a choice; None for the choices in FORMATS. Raises FormatError."""
     if choice in FORMATS:

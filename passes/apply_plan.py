@@ -57,10 +57,11 @@ def apply_plan(
     the ranges are for another graph, ModelError for weights that are not finite.
     """
     plan.validate(graph)
-    if plan.coded:
+    wanted = plan.coded
+    if wanted:
         chosen = round_layers(graph, plan) if coded is None else coded
-        graph = code_layers(graph, chosen, {layer: reads for layer, (_, reads) in plan.coded.items()})
-        plan = replace(plan, layers={k: v for k, v in plan.layers.items() if k not in plan.coded})
+        graph = code_layers(graph, chosen, {layer: reads for layer, (_, reads) in wanted.items()})
+        plan = replace(plan, layers={k: v for k, v in plan.layers.items() if k not in wanted})
     if all(plan.choice(node.name) == "float32" for node in free_layers_of(graph)):
         return graph
     if ranges is None:

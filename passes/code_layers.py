@@ -36,9 +36,10 @@ def round_layers(graph: Graph, plan: Plan) -> dict[str, Coded]:
     """
     made: dict[tuple[str, str], Coded] = {}
     found: dict[str, Coded] = {}
+    wanted = plan.coded
     for node in (*layers_of(graph), *tables_of(graph)):
-        if node.name in plan.coded:
-            format, weight = plan.coded[node.name][0], _weight(node)
+        if node.name in wanted:
+            format, weight = wanted[node.name][0], _weight(node)
             key = weight, str(format)
             if key not in made:
                 made[key] = encode(graph.params[weight], format)

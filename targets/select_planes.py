@@ -1,4 +1,4 @@
-"""The form in which a target multiplies with a coded weight, and the calls of the one without multiplications."""
+"""The form in which a target multiplies with a coded weight; the calls of the one without multiplications."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..compiler.analysis.coded_forms import plane_operations, table_operations
-from ..compiler.formats import Coded, Format, family_of
+from ..compiler.formats import Coded, Format, family_of, format_of
 from ..compiler.ir import Graph, Node
+from ..compiler.ops import OPS
 from .call import KernelCall, Temporary, Weights
 from .isa import Isa
 from .kernels.coded_input import CodedInputSpec
@@ -55,9 +56,20 @@ def coded_form(format: Format, n: int, k: int, activations: str, isa: Isa) -> Fo
         return Form("table", f"levels of {format} are no signed sums: only the table form computes them")
     return Form(
         "table",
-        f"{isa.name} multiplies {4 * isa.lanes} weights of any format in two instructions, a look-up and a dot "
-        f"product; planes would take a look-up and an addition for 8 bits of codes",
+        f"{isa.name} multiplies {4 * isa.lanes} weights of any format in two instructions, a look-up and a "
+        f"dot product; planes would take a look-up and an addition for 8 bits of codes",
     )
+
+
+def form_reasons(graph: Graph, isa: Isa) -> dict[str, str]:
+    """Layer -> the form it runs in and why, of all layers whose weights are codes."""
+    found = {}
+    for node in graph.nodes:
+        if node.op == "coded_linear":
+            a: dict[str, Any] = OPS[node.op].complete(node.attrs)
+            form = coded_form(format_of(a["format"]), node.type.shape[-1], a["k"], a["activations"], isa)
+            found[node.name] = f"{form.name} form: {form.reason}"
+    return found
 
 
 def plane_calls(

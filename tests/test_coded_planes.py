@@ -11,8 +11,12 @@ from shutil import which
 import numpy as np
 import pytest
 from bitsmith.compiler.analysis.coded_forms import plane_operations, signed_digits, table_operations
+from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.formats import format_of
+from bitsmith.compiler.ledger import LedgerRow
 from bitsmith.compiler.ops.coded import sample_weight
+from bitsmith.compiler.pipeline.models import compile
+from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
 from bitsmith.targets.build import build
 from bitsmith.targets.isa import ISAS, Isa
@@ -129,3 +133,13 @@ def test_the_form_of_a_target_has_a_reason() -> None:
     assert bare.name == "planes" and "no multiplier" in bare.reason
     other = coded_form(format_of("int4:32"), 576, 576, "int8", PLAIN)
     assert other.name == "table" and "no planes form" in other.reason
+
+
+def test_the_ledger_says_which_form_runs_and_why() -> None:
+    b = GraphBuilder("net")
+    h = b.add("linear", [b.input("x", (1, 32)), b.param("w", np.ones((16, 32), np.float32))], name="up")
+    graph = b.finish([b.add("linear", [h, b.param("v", np.ones((4, 16), np.float32))], name="down")])
+    with compile(graph, plan=Plan("net", {"up": "shiftadd2:32"})) as artifact:
+        up, down = (LedgerRow.from_json(row) for row in artifact.ledger)
+    assert up.choice == "shiftadd2:32" and up.reason.endswith("an addition for 8 bits of codes")
+    assert "table form" in up.reason and "form" not in down.reason

@@ -1,11 +1,13 @@
 """What a product with a coded weight costs in either of its two forms, counted by operation.
 
     table    each code -> its level by a look-up, each level times its activation
-    planes   sums of eight signed activations by a look-up for eight bits of codes, the rest in shifts and additions;
+    planes   sums of eight signed activations by a look-up for eight bits of codes, the rest in shifts and
+    additions;
              only for levels that are signed sums (targets/kernels/coded_planes.py)
 
-A chip without a multiplier runs the second: a multiplication in software is some thirty instructions on 8 bits. A
-chip with integer dot products runs the first, where two instructions do a vector of weights of any format.
+A chip without a multiplier runs the second: a multiplication in software is some thirty instructions on 8
+bits. A chip with integer dot products runs the first, where two instructions do a vector of weights of any
+format.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ def table_operations(format: Format, n: int, k: int) -> Operations:
 
 
 def plane_operations(format: Format, n: int, k: int, alpha: np.ndarray | None = None) -> Operations:
-    """The same in planes; `alpha` int8 [n, groups, bits] are the weight's, without them each is a power of two.
+    """The same in planes; `alpha` int8 [n, groups, bits] are the weight's, without them each is a power of
+    two.
 
     Raises ValueError for a format whose levels are no signed sums.
     """

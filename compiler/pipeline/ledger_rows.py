@@ -5,6 +5,7 @@ a profile.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,8 +29,15 @@ def layer_times(artifact: Artifact, feed: Mapping[str, np.ndarray], repeats: int
     return times
 
 
-def rows_of(planned: Graph, plan: Plan, times: Mapping[str, float], reason: str) -> tuple[LedgerRow, ...]:
-    """One row per layer of the graph as the plan made it, in its order."""
+def rows_of(
+    planned: Graph,
+    plan: Plan,
+    times: Mapping[str, float],
+    reason: str,
+    forms: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[LedgerRow, ...]:
+    """One row per layer of the graph as the plan made it, in its order. `forms`: why layers of codes run as
+    they do on the target (targets/select_planes.py)."""
     rows = []
     for node in layers_of(planned):
         stored = layer_storage(planned, node)
@@ -46,7 +54,7 @@ def rows_of(planned: Graph, plan: Plan, times: Mapping[str, float], reason: str)
                 predicted_us=None,
                 measured_us=times.get(node.name),
                 error_share=None,
-                reason=reason,
+                reason="; ".join(filter(None, (reason, forms.get(node.name)))),
             )
         )
     return tuple(rows)

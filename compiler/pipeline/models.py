@@ -133,6 +133,7 @@ def compile(
     others for a target that this machine cannot run: `cross_compile` is for those), UnsupportedError.
     """
     from ...targets.build import build
+    from ...targets.select_planes import form_reasons
     from ...targets.target import resolve
 
     chip = resolve(target)
@@ -151,7 +152,8 @@ def compile(
         planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage, **kept
     )
     times = layer_times(artifact, _first_feed(graphs[0], calibration), PROFILE_REPEATS)
-    artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan)))
+    forms = form_reasons(planned, chip.isa)
+    artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan), forms))
     artifact.set_threads(1 if threads is None else threads)
     return artifact
 
@@ -172,6 +174,7 @@ def cross_compile(
     As `compile`, but the ledger has no times. Raises OutputError besides.
     """
     from ...targets.build import write
+    from ...targets.select_planes import form_reasons
     from ...targets.target import resolve
 
     chip = resolve(target)
@@ -180,7 +183,8 @@ def cross_compile(
     (planned, *others), chosen, ranges = _planned(
         graphs, plan, calibration, report, chip, known_codes(graph, coded)
     )
-    ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan))]
+    forms = form_reasons(planned, chip.isa)
+    ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan), forms)]
     stage = _stage(report, "compiling kernels")
     return write(
         planned,
