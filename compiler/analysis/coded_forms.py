@@ -1,8 +1,7 @@
 """What a product with a coded weight costs in either of its two forms, counted by operation.
 
     table    each code -> its level by a look-up, each level times its activation
-    planes   sums of eight signed activations by a look-up for eight bits of codes, the rest in shifts and
-    additions;
+    planes   sums of eight signed activations by a look-up for eight bits of codes, then shifts and additions;
              only for levels that are signed sums (targets/kernels/coded_planes.py)
 
 A chip without a multiplier runs the second: a multiplication in software is some thirty instructions on 8

@@ -1,5 +1,4 @@
-"""coded_linear, coded_gather: a product with, and rows of, a weight that is stored as codes
-(compiler/formats).
+"""coded_linear, coded_gather: a product with, and rows of, a weight stored as codes (compiler/formats).
 
     weight[n, k] = scale[n, g] * level[n, k]                         g: the group that k lies in
     float32      y = sum over k of x * weight

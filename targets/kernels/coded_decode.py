@@ -7,7 +7,7 @@ from typing import Any
 
 from . import emit
 from .coded_dot import look_up
-from .coded_spec import ATOM, VECTORS, Packing, Values
+from .coded_spec import ATOM, HALF, VECTORS, Packing, Values
 
 
 def constant(octets: Sequence[int]) -> Any:
@@ -23,8 +23,8 @@ def constant(octets: Sequence[int]) -> Any:
 
 
 def repeated(value: Any, lanes: int, size: int, places: Sequence[int]) -> Any:
-    """The lanes at `places` of a short vector, as one of `size` (TVM's shuffles give no more than they
-    take)."""
+    """The lanes at `places` of a short vector, as one of `size` (TVM's shuffles give no more
+    than they take)."""
     return emit.gather_lanes([value] * (size // lanes), tuple(places))
 
 
@@ -143,17 +143,27 @@ class Decoder:
         total: Any = None
         low = 0
         for plane, width in enumerate(self.p.planes):
-            at, shift = self._place(section, atoms, plane, atom, j)
-            field = emit.load(self.codes, at, self.size)
+            at, shift, half = self._place(section, atoms, plane, atom, j)
+            field = self._from_half(at) if half else emit.load(self.codes, at, self.size)
             part = self._field(field, shift - low, (2**width - 1) << low, shift + width < 8 or low > 0)
             total = part if total is None else emit.ib.bitwise_or(total, part)
             low += width
         return total
 
-    def _place(self, section: Any, atoms: int, plane: int, atom: int, j: int) -> tuple[Any, int]:
-        """Where the codes of a vector of an atom are in a plane, and their lowest bit."""
-        at, shift = self.p.place(atoms, plane, atom)
-        return section + at + j * self.size, shift
+    def _place(self, section: Any, atoms: int, plane: int, atom: int, j: int) -> tuple[Any, int, bool]:
+        """Where a vector of an atom is in a plane, its lowest bit, whether in half a slice."""
+        at, shift, half = self.p.place(atoms, plane, atom)
+        return section + at + j * (self.size // 2 if half else self.size), shift, half
+
+    def _from_half(self, at: Any) -> Any:
+        """A vector of half a slice: eight bytes of each row, then their upper halves."""
+        eight, size = ATOM // 2, self.size // 2
+        low = emit.load(self.codes, at, size)
+        words = emit.bits(low, "uint16", size // 2)
+        high = emit.bits(emit.ib.shift_right(words, emit.splat(HALF, "uint16", size // 2)), "uint8", size)
+        rows = range(0, size, eight)
+        order = [at + i for row in rows for at in (row, size + row) for i in range(eight)]
+        return emit.gather_lanes([low, high], tuple(order))
 
     def _field(self, value: Any, shift: int, mask: int, inner: bool) -> Any:
         """Bits of each byte moved down by `shift` (up when negative), the others zero. There are no shifts of

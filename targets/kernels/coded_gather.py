@@ -71,9 +71,10 @@ class _RowDecoder(Decoder):
             zero = emit.load(self.side, at * b.lanes + self.row % b.lanes)
             self._put_table(0, emit.splat(0, "uint8", ATOM) - emit.splat(zero, "uint8", ATOM))
 
-    def _place(self, section: Any, atoms: int, plane: int, atom: int, j: int) -> tuple[Any, int]:
-        at, shift = self.block.place(atoms, plane, atom)
-        return section + at + self.vector * self.block.vector_bytes + self.part * ATOM, shift
+    def _place(self, section: Any, atoms: int, plane: int, atom: int, j: int) -> tuple[Any, int, bool]:
+        at, shift, half = self.block.place(atoms, plane, atom)
+        vector, part = (size // (2 if half else 1) for size in (self.block.vector_bytes, ATOM))
+        return section + at + self.vector * vector + self.part * part, shift, half
 
 
 class _Gather:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...compiler.formats import Coded, Format, codes_of, family_of, side_of, tables
-from .coded_spec import ATOM, VECTORS, Packing
+from .coded_spec import ATOM, HALF, VECTORS, Packing
 
 SPARE = 16
 """Bytes behind alphas that a kernel may load with the last of them."""
@@ -77,13 +77,16 @@ def _section(p: Packing, vectors: np.ndarray) -> np.ndarray:
     """uint8 [blocks, section bytes] of codes [blocks, atoms, j, bytes]."""
     blocks, atoms = vectors.shape[:2]
     result = np.zeros((blocks, p.section_bytes(atoms)), np.uint8)
-    size = VECTORS * p.vector_bytes
     low = 0
     for plane, width in enumerate(p.planes):
         for atom in range(atoms):
-            at, shift = p.place(atoms, plane, atom)
+            at, shift, half = p.place(atoms, plane, atom)
             field = (vectors[:, atom] >> low & 2**width - 1) << shift
-            result[:, at : at + size] |= field.reshape(blocks, size)
+            if half:
+                eights = field.reshape(blocks, -1, 2, ATOM // 2)
+                field = eights[:, :, 0] | eights[:, :, 1] << HALF
+            field = field.reshape(blocks, -1)
+            result[:, at : at + field.shape[1]] |= field
         low += width
     return result
 

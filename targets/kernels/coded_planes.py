@@ -1,8 +1,7 @@
 """A weight of signed sums, without a multiplication: for chips that have no multiplier, and as what others
 are held against.
 
-    sums[row, group] = sum over bits i of alpha_i * (sum over k in group of +-q)         +: bit i of k's code
-    is set
+    sums[row, group] = sum over bits i of alpha_i * (sum over k in group of +-q)     +: bit i of the code
 
 The sign sums come from tables: for every eight activations the 256 sums that their signs can make, each made
 from another by one addition. A byte of a bit-plane is where to look (You et al., "ShiftAddLLM", NeurIPS 2024,
@@ -10,8 +9,7 @@ section 4). The product with alpha is made of shifts, one for each signed digit;
 
     SignTableSpec   tables int16 [token][eight][256]      from q, as coded_input.py makes it
     PlaneSpec       sums int32 [token][row][group]        from tables, planes and alphas
-    PlaneScaleSpec  y float32 [token][row]                from sums: the only multiplications, one for each
-    group
+    PlaneScaleSpec  y float32 [token][row]                from sums: the only products, one for each group
 
     planes   [row][group][bit][byte]     eight signs a byte, the first in the lowest bit
     alphas   [row][group][bit]           int8

@@ -7,17 +7,17 @@ four 32-bit words, also within 128 bits, gives vectors whose lanes are the rows 
 
 A section is eight atoms of a row at most, all of one group or whole groups. Its bits lie in planes: codes of
 3 bits are a plane of 2 and one of 1. A slice, one vector of a plane, holds 8 / width atoms, the first in the
-lowest bits:
+lowest bits. Where a plane ends with four bits of a byte or fewer, its last slice is half a vector: bytes hold
+these bits of a weight in their lower half and of the weight eight further on in the upper.
 
     codes      [block][section][plane][slice][j][vector]
     scale      [block][group][row]      float16 or uint8
     row_scale  [block][row]             float32
-    side       [block][group] selectors: 2 bits of each row in the order [j][l], in one integer of 2 * rows
-    bits;
+    side       [block][group] selectors: 2 bits of each row, in the order [j][l], in one integer;
                or [row] zeros; or [j][l] sums and differences of alphas (coded_pack.py)
 
-Rows beyond n, and atoms beyond a row's last group, are zero. Nothing else is added to what a format stores,
-as long as its groups are multiples of 16 and 128 / bits weights.
+Rows beyond n, and atoms beyond a row's last group, are zero. Nothing else is added to what a format stores
+where groups are whole atoms and a row is a multiple of 64 weights (of 2, 4, 6 and 8 bits: of 32).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from functools import cached_property
 ATOM = 16
 SECTION = 8
 VECTORS = 4
+HALF = 4
+"""Bits of a byte of half a slice that belong to one weight."""
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 KINDS = ("offset", "fixed", "selector", "zero", "alpha")
 
@@ -97,19 +99,26 @@ class Packing:
         full, rest = divmod(atoms, SECTION)
         return (SECTION,) * full + ((rest,) if rest else ())
 
+    def half_slices(self, atoms: int, width: int) -> int:
+        """Of a plane of a section: two for each slice, one for a last one of which half is enough."""
+        full, rest = divmod(atoms * width, 8)
+        return 2 * full + -(-rest // HALF)
+
     def section_bytes(self, atoms: int) -> int:
-        slices = sum(-(-atoms * width // 8) for width in self.planes)
-        return slices * VECTORS * self.vector_bytes
+        halves = sum(self.half_slices(atoms, width) for width in self.planes)
+        return halves * VECTORS * self.vector_bytes // 2
 
     def bytes_of(self, atoms: int) -> int:
         return sum(self.section_bytes(size) for size in self.sections(atoms))
 
-    def place(self, atoms: int, plane: int, atom: int) -> tuple[int, int]:
-        """(byte offset of vector j = 0 in a section of `atoms`, lowest bit) of an atom's codes in a plane."""
-        before = sum(-(-atoms * width // 8) for width in self.planes[:plane])
+    def place(self, atoms: int, plane: int, atom: int) -> tuple[int, int, bool]:
+        """Of an atom's codes in a plane: byte offset of vector j = 0 in a section of `atoms`, lowest bit, and
+        whether the slice is half a vector."""
+        before = sum(self.half_slices(atoms, width) for width in self.planes[:plane])
         width = self.planes[plane]
         slice_, field = divmod(atom, 8 // width)
-        return (before + slice_) * VECTORS * self.vector_bytes, field * width
+        half = 2 * slice_ + 1 == self.half_slices(atoms, width)
+        return (before + 2 * slice_) * VECTORS * self.vector_bytes // 2, field * width, half
 
     @property
     def periods(self) -> tuple[int, int]:
