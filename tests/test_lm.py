@@ -156,6 +156,12 @@ def test_gemma_3_of_a_model_for_pictures_too(tmp_path):
         ({"num_hidden_layers": 2}, ModelError, "which a llama of this configuration does not read"),
         ({"intermediate_size": 97}, ModelError, r"has shape \[96, 64\], and \[97, 64\]"),
         ({"num_key_value_heads": 3}, ModelError, "4 heads"),
+        ({"num_hidden_layers": 10**9}, ModelError, "num_hidden_layers is 1000000000"),
+        ({"head_dim": 10**9}, ModelError, "head_dim is 1000000000"),
+        ({"rope_parameters": ["default"]}, ModelError, "must be an object"),
+        ({"rope_parameters": None, "rope_theta": "10000"}, ModelError, "rope_theta is '10000'"),
+        ({"rope_parameters": lm.LLAMA3 | {"high_freq_factor": 1.0}}, ModelError, "are equal"),
+        ({"eos_token_id": "</s>"}, ModelError, "eos_token_id is '</s>'"),
     ],
 )
 def test_configs_that_do_not_fit(copy, changes, error, says):

@@ -6,7 +6,7 @@ import gguf
 import lm_checkpoints as lm
 import numpy as np
 import pytest
-from bitsmith.compiler.errors import ModelError, UnsupportedError
+from bitsmith.compiler.errors import BitsmithError, InternalError, ModelError, UnsupportedError
 from bitsmith.compiler.formats import decode
 from bitsmith.compiler.frontends.gguf_file import open_gguf
 from bitsmith.compiler.frontends.lm import load_language_model
@@ -120,6 +120,9 @@ def test_a_tensor_that_vanishes_while_open(tmp_path):
         ({"llama.block_count": 4}, ModelError, "lacks model.layers.3"),
         ({"llama.attention.head_count": [4, 4, 2]}, UnsupportedError, "differs between layers"),
         ({"llama.context_length": None}, ModelError, "llama.context_length is None"),
+        ({"llama.block_count": 2**30}, ModelError, "must be a whole number, 1 to 4096"),
+        ({"llama.rope.dimension_count": 32}, ModelError, "turns more features than 4 heads of 16"),
+        ({"llama.attention.head_count_kv": 3}, ModelError, "do not go with 3 heads"),
         ({"llama.attention.value_length": 32}, UnsupportedError, "different sizes"),
     ],
 )
@@ -238,3 +241,23 @@ def test_tokenizers_that_are_not_known(more, error, says, tmp_path):
 def test_no_tokenizer(tmp_path):
     model = load_language_model(lm.write_gguf(tmp_path / "model.gguf", model_of("llama")))
     assert model.tokenizer is None and not model.adds_bos
+
+
+def test_damaged_bytes_give_our_errors_or_a_model(tmp_path):
+    """Any number in the header may be wrong: nothing but our own errors, and no memory for absurd sizes."""
+    path = written_tokenizer(tmp_path / "m.gguf", byte_level())
+    whole, rng = path.read_bytes(), np.random.default_rng(4)
+    header = open_gguf(path).tensors["token_embd.weight"].offset
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(header, 2500), 3):
+            damaged[place] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            model = load_language_model(path, context=16)
+            _ = model.tokenizer, model.graph(1, 1)
+        except BitsmithError as error:
+            assert not isinstance(error, InternalError), error
+            refused += 1
+    assert 30 < refused < 150

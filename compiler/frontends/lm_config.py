@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import ModelError
+
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -14,6 +16,9 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
 }
 """Names of `transformers` -> what lm_graph.py makes."""
+
+MOST_BLOCKS, MOST_HEAD = 4096, 4096
+"""Larger numbers are no sizes of a model but of a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,16 @@ class LmConfig:
     tied: bool = False
     bos: int | None = None
     eos: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ModelError for sizes that do not go together."""
+        heads = f"{self.heads} heads of {self.head_size} features"
+        if self.heads % self.kv_heads or self.head_size % 2 or self.head_size > MOST_HEAD:
+            raise ModelError(
+                f"{self.family}: {heads} do not go with {self.kv_heads} heads of keys and values"
+            )
+        if any(2 * len(layer.rope.frequencies) > self.head_size for layer in self.layers):
+            raise ModelError(f"{self.family}: its rope turns more features than {heads} have")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor that the model has."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ModelError, UnsupportedError
-from .lm_config import ACTIVATIONS, Layer, LmConfig, Rope
+from .lm_config import ACTIVATIONS, MOST_BLOCKS, MOST_HEAD, Layer, LmConfig, Rope
 from .lm_rope import scaled_rope
 
 
@@ -107,12 +107,8 @@ class _Reader:
     def config(self, kind: str) -> LmConfig:
         f = self.family
         hidden, heads = self.count("hidden_size"), self.count("num_attention_heads")
-        head = self.count("head_dim", f.head_size or hidden // heads)
+        head = self.count("head_dim", f.head_size or hidden // heads, most=MOST_HEAD)
         kv_heads = self.count("num_key_value_heads", heads)
-        if heads % kv_heads or head % 2:
-            raise ModelError(
-                f"{self.where}: {heads} heads of {head} features do not go with {kv_heads} key-value heads"
-            )
         scalar = self.number("query_pre_attn_scalar", 256) if f.scalar else head
         attention_cap, logit_cap = (
             self.number(f"{which}_logit_softcapping", usual) if f.scalar else 0.0
@@ -144,7 +140,8 @@ class _Reader:
 
     def layers(self, head: int) -> tuple[Layer, ...]:
         window = self.data.get("sliding_window", 4096 if self.family.window != "none" else None)
-        used = [self.windowed(i) and window is not None for i in range(self.count("num_hidden_layers"))]
+        blocks = self.count("num_hidden_layers", most=MOST_BLOCKS)
+        used = [self.windowed(i) and window is not None for i in range(blocks)]
         local, full = self.rope(head, local=True), self.rope(head, local=False)
         return tuple(Layer(self.count("sliding_window", 4096), local) if u else Layer(0, full) for u in used)
 
@@ -166,21 +163,20 @@ class _Reader:
     def rope(self, head: int, local: bool) -> Rope:
         """Of layers with a window (`local`) or of the others; most families have one for both."""
         data, f = self.data, self.family
-        scaling = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        scaling = self.table(data, "rope_parameters") or self.table(data, "rope_scaling")
         theta = data.get("rope_theta", f.theta)
         if f.local_theta is not None:
-            nested = scaling.get("sliding_attention" if local else "full_attention")
-            if nested is not None:
-                scaling = nested
-            elif local:
-                scaling = {}
+            nested = self.table(scaling, "sliding_attention" if local else "full_attention")
+            scaling = nested if nested or local else scaling
             theta = data.get("rope_local_base_freq", f.local_theta) if local else theta
         theta = scaling.get("rope_theta", theta)
         share = scaling.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0))
-        turned = int(head * share)
-        return scaled_rope(
-            float(theta), turned, scaling, data.get("max_position_embeddings", 2048), self.where
-        )
+        for name, value in (("rope_theta", theta), ("partial_rotary_factor", share)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ModelError(f"{self.where}: {name} is {value!r}, must be a positive number")
+        turned = int(head * min(share, 1.0))
+        context = self.count("max_position_embeddings", 2048)
+        return scaled_rope(float(theta), turned, scaling, context, self.where)
 
     def biases(self) -> frozenset[str]:
         f = self.family
@@ -200,11 +196,17 @@ class _Reader:
             )
         return ACTIVATIONS[name]
 
-    def count(self, key: str, default: int | None = None) -> int:
+    def table(self, data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        value = data.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise ModelError(f"{self.where}: {key} is {value!r}, must be an object")
+        return value or {}
+
+    def count(self, key: str, default: int | None = None, most: int = 2**31) -> int:
         value = self.data.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelError(f"{self.where}: {key} is {value!r}, must be a whole number of 1 or more")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ModelError(f"{self.where}: {key} is {value!r}, must be a whole number, 1 to {most}")
         return value
 
     def number(self, key: str, default: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..formats import Coded
 from ..params import Stored
 from .gguf_file import GgufFile, GgufTensor, open_gguf
 from .lm_checkpoint import Checkpoint
-from .lm_config import Layer, LmConfig, Rope
+from .lm_config import MOST_BLOCKS, MOST_HEAD, Layer, LmConfig, Rope
 from .lm_gguf_codes import kept_codes
 from .lm_gguf_tokenizer import gguf_tokenizer
 from .lm_rope import divided_rope, plain_rope
@@ -105,7 +106,7 @@ def read_gguf(path: Path) -> Checkpoint:
     config = _Metadata(file, kind).config(frozenset(names.values()))
     weights, codes = {}, {}
     for old, new in names.items():
-        tensor, rows = file.tensors[old], _order(new, config, ARCHITECTURES[kind])
+        tensor, rows = file.tensors[old], partial(_order, new, config, ARCHITECTURES[kind])
         weights[new] = Stored(tensor.shape, "float32", _reader(tensor, rows))
         if new.endswith(".weight"):
             codes[new.removesuffix(".weight")] = _coder(tensor, rows)
@@ -141,12 +142,19 @@ def _order(name: str, config: LmConfig, kind: Architecture) -> np.ndarray | None
     return stored.swapaxes(1, 2).reshape(-1)
 
 
-def _reader(tensor: GgufTensor, rows: np.ndarray | None) -> Callable[[], np.ndarray]:
-    return lambda: tensor.array() if rows is None else tensor.array()[rows]
+Rows = Callable[[], np.ndarray | None]
 
 
-def _coder(tensor: GgufTensor, rows: np.ndarray | None) -> Callable[[], Coded | None]:
-    return lambda: kept_codes(tensor, rows)
+def _reader(tensor: GgufTensor, rows: Rows) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        order = rows()
+        return tensor.array() if order is None else tensor.array()[order]
+
+    return read
+
+
+def _coder(tensor: GgufTensor, rows: Rows) -> Callable[[], Coded | None]:
+    return lambda: kept_codes(tensor, rows())
 
 
 def _tokenizer(file: GgufFile) -> Callable[[], str] | None:
@@ -175,9 +183,7 @@ class _Metadata:
             for which, usual in zip(("attn", "final"), rules.caps, strict=True)
         )
         attention_cap, logit_cap = caps
-        bos, *eos = (
-            self.file.fields.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos", "eot", "eom")
-        )
+        bos, *eos = (self.token(which) for which in ("bos", "eos", "eot", "eom"))
         return LmConfig(
             family=rules.family,
             vocabulary=vocabulary.shape[0],
@@ -205,9 +211,9 @@ class _Metadata:
     def layers(self, head: int) -> tuple[Layer, ...]:
         rules = self.rules
         window = self.count("attention.sliding_window", rules.window or None, least=0)
-        full, local = self.ropes(self.count("rope.dimension_count", head))
+        full, local = self.ropes(self.count("rope.dimension_count", head, most=MOST_HEAD))
         made = []
-        for i in range(self.count("block_count")):
+        for i in range(self.count("block_count", most=MOST_BLOCKS)):
             near = window > 0 and (not rules.pattern or (i + 1) % rules.pattern != 0)
             made.append(Layer(window, local) if near else Layer(0, full))
         return tuple(made)
@@ -220,7 +226,8 @@ class _Metadata:
                 f"{self.file.path}: rope scaling {scaling!r} is not supported; linear and llama3 are"
             )
         factor = self.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0
-        full = plain_rope(self.number("rope.freq_base", rules.theta), turned, factor or 1.0)
+        theta = self.number("rope.freq_base", 0.0) or rules.theta
+        full = plain_rope(theta, turned, factor or 1.0)
         if FACTORS in self.file.tensors:
             full = divided_rope(full, self.file.tensors[FACTORS].array())
         local_theta = rules.local_theta
@@ -231,14 +238,20 @@ class _Metadata:
     def get(self, key: str, default: Any) -> Any:
         return self.file.fields.get(f"{self.kind}.{key}", default)
 
-    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def token(self, which: str) -> int | None:
+        value = self.file.fields.get(f"tokenizer.ggml.{which}_token_id")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def count(self, key: str, default: int | None = None, least: int = 1, most: int = 2**31) -> int:
         value = self.get(key, 0 if default is None and least == 0 else default)
         if isinstance(value, list) and len(set(value)) == 1:
             value = value[0]
         if isinstance(value, list):
             raise UnsupportedError(f"{self.file.path}: {self.kind}.{key} differs between layers")
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ModelError(f"{self.file.path}: {self.kind}.{key} is {value!r}, must be a whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ModelError(
+                f"{self.file.path}: {self.kind}.{key} is {value!r}, must be a whole number, {least} to {most}"
+            )
         return value
 
     def number(self, key: str, default: float) -> float:

@@ -41,12 +41,16 @@ def gguf_tokenizer(fields: Mapping[str, Any], where: str) -> str:
     if kind not in makers:
         raise UnsupportedError(f"{where}: tokenizers of kind {kind!r} are not supported; gpt2 and llama are")
     tokens = fields["tokenizer.ggml.tokens"]
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ModelError(f"{where}: its vocabulary is not a list of texts")
     if len(set(tokens)) != len(tokens):
         raise ModelError(f"{where}: two tokens of its vocabulary have one text")
     try:
-        tokenizer = makers[kind](fields, tokens, where)
+        tokenizer = makers[str(kind)](fields, tokens, where)
         _add_special(tokenizer, fields, tokens)
-    except (KeyError, TypeError, ValueError) as error:
+    except UnsupportedError:
+        raise
+    except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
         raise ModelError(f"{where}: its tokenizer does not fit together: {error!r}") from None
     return str(tokenizer.to_str())
 

@@ -16,6 +16,7 @@ from ..errors import ModelError, UnsupportedError
 from .lm_config import Rope
 
 F32 = np.float32
+LENGTH = "original_max_position_embeddings"
 
 
 def plain_rope(theta: float, size: int, factor: float = 1.0) -> Rope:
@@ -46,11 +47,13 @@ def scaled_rope(theta: float, size: int, scaling: Mapping[str, Any], context: in
     if kind == "linear":
         return plain_rope(theta, size, factor)
     low, high = (_number(scaling, key, where) for key in ("low_freq_factor", "high_freq_factor"))
-    original = scaling.get("original_max_position_embeddings", context)
+    original = _number({LENGTH: context, **scaling}, LENGTH, where)
+    if high == low:
+        raise ModelError(f"{where}: low_freq_factor and high_freq_factor of the rope scaling are equal")
     return _llama3(plain_rope(theta, size), factor, low, high, original)
 
 
-def _llama3(rope: Rope, factor: float, low: float, high: float, original: int) -> Rope:
+def _llama3(rope: Rope, factor: float, low: float, high: float, original: float) -> Rope:
     """Long waves are stretched by the factor, short ones stay, those between go from one to the other."""
     plain = np.asarray(rope.frequencies, F32)
     lengths = F32(2 * math.pi) / plain
