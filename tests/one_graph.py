@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,24 +46,26 @@ class ManyNodes:
     feeds: dict[str, np.ndarray] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     siblings: dict[str, tuple[str, ...]] = field(default_factory=dict)  # first output of a node -> all
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     def add(self, op: str, sample: Sample) -> str:
         """Append the sample's node, return its (first) output. A layer's weights are parameters, the rest
         inputs."""
         name = f"{op}_{len(self.outputs)}"
-        inputs = [self._operand(op, name, i, x, sample) for i, x in enumerate(sample.inputs)]
+        # The numbers of a sample depend on nothing but it: other samples may come and go.
+        seen = [x if isinstance(x, TensorType) else None for x in sample.inputs]
+        rng = np.random.default_rng(zlib.crc32(f"{op} {seen} {sorted(sample.attrs.items())}".encode()))
+        inputs = [self._operand(op, name, i, x, sample, rng) for i, x in enumerate(sample.inputs)]
         made = self.builder.add_all(op, inputs, name=name, **sample.attrs)
         self.outputs += made
         self.siblings[made[0]] = made
         return made[0]
 
-    def _operand(self, op: str, name: str, index: int, given: Any, sample: Sample) -> str:
+    def _operand(
+        self, op: str, name: str, index: int, given: Any, sample: Sample, rng: np.random.Generator
+    ) -> str:
         if given is None:
             return ""
-        array = (
-            given if isinstance(given, np.ndarray) else random_array(given, self.rng, sample.low, sample.high)
-        )
+        array = given if isinstance(given, np.ndarray) else random_array(given, rng, sample.low, sample.high)
         if isinstance(given, np.ndarray) or (OPS[op].layer and index in (1, 2, 4)):
             return self.builder.param(f"{name}.{index}", array)
         value = self.builder.input(f"{name}.in{index}", array.shape, array.dtype.name)

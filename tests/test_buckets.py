@@ -12,6 +12,7 @@ from bitsmith import BitsmithError, Graph, compile, diff, inspect, load, measure
 from bitsmith.compiler.analysis.roofline import Level, Peaks
 from bitsmith.compiler.artifact import Artifact
 from bitsmith.compiler.artifact import open as open_artifact
+from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.cli import main
 from bitsmith.compiler.database import Database
 from bitsmith.compiler.errors import InputError
@@ -19,6 +20,7 @@ from bitsmith.compiler.pipeline.buckets import share_params
 from bitsmith.compiler.plan import Plan
 from bitsmith.passes.prepare import prepare
 from bitsmith.targets import profile
+from bitsmith.targets.build import build
 from bitsmith.targets.entries import own_weights, share_weights
 from bitsmith.targets.lower import lower
 from bitsmith.targets.target import resolve
@@ -338,3 +340,23 @@ def test_only_compile_takes_several_shapes(bitsmith):
     words = ("compile", "text.onnx", "-o", "new", "--shape", "batch=2,3,4", "--shape", "seq=4,6")
     code, _, err = bitsmith(*words)
     assert code == 5 and "batch has 3, seq has 2 sizes" in err
+
+
+def test_one_token_and_many_read_one_copy_of_the_weights(tmp_path):
+    """As the entries of a language model do."""
+    rng = np.random.default_rng(5)
+    w, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((192, 160), (192,)))
+
+    def linear(rows):
+        builder = GraphBuilder("linear")
+        x = builder.input("x", (rows, 160))
+        made = builder.add("linear", [x, builder.param("w", w), builder.param("b", b)])
+        return builder.finish([made])
+
+    with build(linear(1), resolve("host"), tmp_path / "made", others=[linear(128)]) as artifact:
+        assert (tmp_path / "made" / "weights.bin").stat().st_size == w.nbytes + b.nbytes
+        for rows in (1, 128):
+            x = rng.standard_normal((rows, 160)).astype(np.float32)
+            (y,) = artifact.run(x).values()
+            wanted = x.astype(np.float64) @ w.T.astype(np.float64) + b
+            assert np.abs(y - wanted).max() <= 5e-6 * np.abs(wanted).max()

@@ -18,6 +18,7 @@ The panel of B that a block uses stays in the first-level cache while the tiles 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from . import emit
@@ -164,26 +165,33 @@ class _Gemm:
     ) -> None:
         """Output pixels [pixel, pixel + rows) of output row `row + r`, all columns of a block."""
         s, mac = self.spec, self.spec.mac
-        acc = emit.local(rows * vectors, emit.vector(mac.acc_dtype, mac.lanes))
+        chains, size = s.chains(rows, vectors), rows * vectors
+        acc = emit.local(chains * size, emit.vector(mac.acc_dtype, mac.lanes))
         channel = group * s.vectors * s.lanes + block * s.tile[1] * s.lanes
         for v in range(vectors):
             start = s.epilogue.start(self.buffers.get("bias"), channel + v * s.lanes, s.lanes)
             for i in range(rows):
                 emit.store(acc, i * vectors + v, start)
+        for i in range(size, chains * size):
+            emit.store(acc, i, mac.zero())
         width = s.segments * s.run_steps * mac.group * s.lanes
         panel = (group * s.vectors + block * s.tile[1]) * width
         base, step = self.origin(image, row, r, tile, pixel, group)
 
-        def k_step(segment: Any, t: Any) -> None:
-            at = panel + (segment * s.run_steps + t) * vectors * s.lanes * mac.group
-            b = [mac.load_b(self.buffers["b"], at + v * s.lanes * mac.group) for v in range(vectors)]
+        def k_step(segment: Any, t: Any, chain: int = 0) -> None:
+            from_b = panel + (segment * s.run_steps + t) * vectors * s.lanes * mac.group
+            b = [mac.load_b(self.buffers["b"], from_b + v * s.lanes * mac.group) for v in range(vectors)]
             for i in range(rows):
                 a = mac.load_a(self.source, base + self.segment(segment) + t * mac.group + i * step)
                 for v in range(vectors):
-                    total = mac.step(emit.load(acc, i * vectors + v), a, b[v])
-                    emit.store(acc, i * vectors + v, self.kept(total))
+                    at = chain * size + i * vectors + v
+                    emit.store(acc, at, self.kept(mac.step(emit.load(acc, at), a, b[v])))
 
-        if s.segments * s.run_steps <= UNROLL_STEPS:
+        if chains > 1:
+            self.by_chains(chains, lambda t, chain: k_step(0, t, chain))
+            for i in range(size, chains * size):
+                emit.store(acc, i % size, emit.load(acc, i % size) + emit.load(acc, i))
+        elif s.segments * s.run_steps <= UNROLL_STEPS:
             for segment in range(s.segments):
                 for t in range(s.run_steps):
                     k_step(segment, t)
@@ -195,6 +203,15 @@ class _Gemm:
             + block * s.tile[1] * s.lanes
         )
         self.finish(acc, out, channel, block, rows, vectors)
+
+    def by_chains(self, chains: int, step: Callable[[Any, int], None]) -> None:
+        """All steps of the one segment, every chain in its turn."""
+        rounds, rest = divmod(self.spec.run_steps, chains)
+        with emit.loop(0, rounds) as t:
+            for chain in range(chains):
+                step(t * chains + chain, chain)
+        for chain in range(rest):
+            step(rounds * chains + chain, chain)
 
     def kept(self, total: Any) -> Any:
         return emit.kept(total, self.spec.lanes) if self.spec.mac.acc_dtype == "int32" else total

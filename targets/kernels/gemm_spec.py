@@ -10,7 +10,7 @@ import numpy as np
 
 from .epilogue import UNIT, Epilogue, unit_order
 from .mac import Mac, mac_for
-from .tiling import Split, best_tile, split
+from .tiling import LATENCY, Split, best_tile, split
 from .window import Window
 
 SCRATCH_BYTES = 192 * 1024
@@ -19,6 +19,9 @@ FEW_ROWS = 64
 PARTS = 8
 """Tasks at least, where the output is large enough: for threads to share evenly."""
 UNROLL_STEPS = 36
+MANY_ROWS = 96
+CHAINS = 2 * LATENCY
+"""Independent sums that keep two multipliers busy."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,21 @@ class GemmSpec(Window):
     @cached_property
     def tile(self) -> tuple[int, int]:
         width = UNIT if self.in_units else None
+        if self.shared:  # the width that many rows want
+            width = best_tile(MANY_ROWS, self.vectors, self.registers, self.mac.cost)[1]
         return best_tile(self.ow, self.vectors, self.registers, self.mac.cost, width)
+
+    @property
+    def shared(self) -> bool:
+        """Weights are packed as for any other number of rows: entries of a language model for one token and
+        for many then read one copy."""
+        return self.x_dtype == "float32" and self.kernel == (1, 1) and self.h == self.n == self.groups == 1
+
+    def chains(self, rows: int, vectors: int) -> int:
+        """Partial sums of each result: a few results alone would wait for their own additions."""
+        if not self.shared or self.run_steps <= UNROLL_STEPS:
+            return 1
+        return max(1, CHAINS // (rows * vectors))
 
     @property
     def in_units(self) -> bool:
