@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .compiler.pipeline import measure as measure
     from .compiler.pipeline import report as report
     from .compiler.pipeline import search as search
+    from .compiler.pipeline import search_bits as search_bits
     from .compiler.plan import Plan as Plan
     from .search.result import SearchResult as SearchResult
 
@@ -52,6 +53,7 @@ _HOME = {
     "measure": ".compiler.pipeline",
     "open": ".compiler.artifact",
     "report": ".compiler.pipeline",
+    "search_bits": ".compiler.pipeline",
 }
 
 __all__ = [*_HOME, "errors", "search"]

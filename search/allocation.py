@@ -6,6 +6,10 @@
 Each layer has one variable x (1: int8). Each edge u -> v has two, for leaving int8 (x_u = 1, x_v = 0) and
 entering it, bounded below by +-(x_u - x_v); as conversions cost time they are 0 wherever they may be.
 HiGHS solves it (scipy.optimize.milp); a network of 60 layers takes milliseconds.
+
+Where a layer has several choices (`choose`) each is a variable, and those of one layer sum to 1:
+
+    minimise    sum of loss (or bytes)     subject to  sum of bytes (or loss) <= bound
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from ..compiler.errors import InputError, InternalError
 
 US_PER_BYTE = 1e-7  # breaks ties between equal times in favour of the smaller: 10 MB weigh one microsecond
 BUDGET_STEP = 0.5  # between two points of the front
+PRECISION = 1e4  # what the largest cost is scaled to: HiGHS takes costs within 1e-6 for equal
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,52 @@ def solve(
     return problem.evaluate(frozenset(x for x, v in zip(problem.layers, result, strict=False) if v > 0.5))
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One choice of a layer: its name, and what it costs."""
+
+    name: str
+    loss: float
+    bytes: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.loss < float("inf") or self.bytes < 0:
+            raise InternalError(f"allocation: {self} must not be negative or infinite")
+
+
+def choose(
+    menu: Mapping[str, Sequence[Variant]], *, max_bytes: int | None = None, max_loss: float | None = None
+) -> dict[str, Variant] | None:
+    """One variant for each layer: of least loss within `max_bytes`, or of fewest bytes within `max_loss`;
+    None when there is none. Raises InternalError unless exactly one bound is given.
+    """
+    if (max_bytes is None) == (max_loss is None):
+        raise InternalError("allocation: give max_bytes or max_loss")
+    kept = {layer: undominated(variants) for layer, variants in menu.items()}
+    flat = [(layer, variant) for layer, variants in kept.items() for variant in variants]
+    losses = np.array([variant.loss for _, variant in flat])
+    sizes = np.array([float(variant.bytes) for _, variant in flat])
+    paid, bounded, bound = (losses, sizes, max_bytes) if max_loss is None else (sizes, losses, max_loss)
+    assert bound is not None
+    index = {layer: i for i, layer in enumerate(kept)}
+    one_each = np.zeros((len(kept), len(flat)))
+    one_each[[index[layer] for layer, _ in flat], range(len(flat))] = 1
+    row, limit = _budget(bounded, bound, len(flat))
+    scaled = paid * (PRECISION / (paid.max(initial=0.0) or 1.0))
+    rows = [(one_each, 1.0, 1.0), (row, -np.inf, limit)]
+    found = _solved(scaled, np.ones(len(flat)), rows)
+    return None if found is None else {layer: v for (layer, v), x in zip(flat, found, strict=True) if x > 0.5}
+
+
+def undominated(variants: Sequence[Variant]) -> list[Variant]:
+    """Without those that another is no worse than in loss and in bytes."""
+    best: list[Variant] = []
+    for variant in sorted(variants, key=lambda v: (v.bytes, v.loss)):
+        if not best or variant.loss < best[-1].loss:
+            best.append(variant)
+    return best
+
+
 def _milp(
     problem: Problem,
     max_loss: float | None,
@@ -110,8 +161,6 @@ def _milp(
     allowed: frozenset[str] | None,
     us_per_byte: float,
 ) -> np.ndarray | None:
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     layers, edges = problem.layers, problem.edges
     n, m = len(layers), len(edges)
     gain = np.array([problem.int8_us[x] - problem.float_us[x] for x in layers])
@@ -127,13 +176,22 @@ def _milp(
     highest = np.ones(n + 2 * m)
     if allowed is not None:
         highest[:n] = [x in allowed for x in layers]
+    return _solved(cost, highest, [(a, -np.inf, b) for a, b in rows])
+
+
+def _solved(
+    cost: np.ndarray, highest: np.ndarray, rows: Sequence[tuple[np.ndarray, Any, Any]]
+) -> np.ndarray | None:
+    """Whole numbers 0..highest of least cost with low <= matrix x <= high for each (matrix, low, high)."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     done = milp(
         cost,
         # The edge variables would be whole anyway. Said so, HiGHS is faster, and spares a repair of rounded
         # continuous ones, which prints to stdout, where a command's JSON may be going.
-        integrality=np.ones(n + 2 * m),
+        integrality=np.ones(len(cost)),
         bounds=Bounds(0, highest),
-        constraints=[LinearConstraint(a, -np.inf, b) for a, b in rows],
+        constraints=[LinearConstraint(*row) for row in rows],
         options={"mip_rel_gap": 0.0},
     )
     if done.status == 2:  # infeasible

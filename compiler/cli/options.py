@@ -94,7 +94,13 @@ Calibration = Annotated[
 ]
 SearchCalibration = Annotated[
     Path,
-    Option("--calibration", "-c", metavar="DATA", help=f"Sample inputs: {ABOUT_DATA}.", show_default=False),
+    Option(
+        "--calibration",
+        "-c",
+        metavar="DATA|TEXT",
+        help=f"Sample inputs: {ABOUT_DATA}; of a language model a text file.",
+        show_default=False,
+    ),
 ]
 Evaluate = Annotated[
     Path | None,
@@ -135,14 +141,37 @@ Bounds = Annotated[
     Option(
         "--constraint",
         metavar="BOUND",
-        help=f"agreement>=0.98, latency<=3ms, size<=0.3x (of float)... Repeatable. Qualities: {QUALITIES}.",
+        help=f"agreement>=0.98, latency<=3ms, size<=0.3x (of float)... Repeatable. Qualities: {QUALITIES}. "
+        "Of a language model one of size<=60MB, bits<=3.5, kl<=0.02.",
     ),
 ]
 Objectives = Annotated[
     list[str] | None,
     Option("--objective", metavar="NAME", help="quality, latency or size; all three by default. Repeatable."),
 ]
-Trials = Annotated[int, Option(min=0, help="Plans to measure beside the two uniform ones.")]
+Trials = Annotated[
+    int | None,
+    Option(
+        min=0,
+        help="Plans to measure beside the two uniform ones (40 by default); of a language model 8 in all.",
+    ),
+]
+WeightFormats = Annotated[
+    list[str] | None,
+    Option(
+        "--format",
+        metavar="FORMAT",
+        help="Of a language model, what a layer can become: int4:128. Repeatable.",
+    ),
+]
+LossTable = Annotated[
+    str | None,
+    Option(
+        "--losses",
+        metavar="TABLE",
+        help="Of a language model, its first losses: curvature (by default), output, shiftadd, measured.",
+    ),
+]
 Timeout = Annotated[float | None, Option(min=0, help="Seconds after which no further trial starts.")]
 Study = Annotated[
     str | None, Option(metavar="URL", help="Optuna storage; by default an SQLite file in the directory.")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 OBJECTIVES = ("quality", "latency", "size")
+TRIALS = 40
 MEASURE_SECONDS = 2.0  # for the latency that compile shows
 
 
@@ -121,25 +122,35 @@ def search(
     labels: o.Labels = None,
     constraint: o.Bounds = None,
     objective: o.Objectives = None,
-    trials: o.Trials = 40,
+    trials: o.Trials = None,
     timeout: o.Timeout = None,
     study: o.Study = None,
     target: o.Target = "host",
     shape: o.Shapes = None,
+    weight_format: o.WeightFormats = None,
+    losses: o.LossTable = None,
     threads: o.Threads = 1,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Choose each layer's data type by measured latency and quality. A search that was stopped goes on."""
+    """Choose each layer's data type by measured latency and quality; of a language model its weight format,
+    by size and KL. A search that was stopped goes on."""
     from .. import pipeline
+    from ..frontends.lm import is_language_model
     from ..pipeline.data_files import parse_shapes, read_labels, read_samples
+    from .bits import FormatSearch, refuse, search_formats
     from .tables import searched
 
     said = Output(as_json, quiet)
-    samples = read_samples(calibration)
-    judged = None if evaluate is None else read_samples(evaluate)
+    if is_language_model(model):
+        foreign = {"evaluate": evaluate, "labels": labels, "objective": objective, "study": study}
+        refuse(foreign | {"shape": shape, "timeout": timeout}, "networks with arrays as inputs")
+        wanted = FormatSearch(tuple(constraint or ()), weight_format, losses, trials, target, seed)
+        return search_formats(model, out, calibration, wanted, said)
+    refuse({"format": weight_format, "losses": losses}, "language models")
+    samples, judged = read_samples(calibration), None if evaluate is None else read_samples(evaluate)
     classes = None if labels is None else read_labels(labels)
     graph = pipeline.load(model, shapes=parse_shapes(shape or ()))
     with said.progress() as progress:
@@ -151,7 +162,7 @@ def search(
             labels=classes,
             objectives=tuple(objective or OBJECTIVES),
             constraints=tuple(constraint or ()),
-            trials=trials,
+            trials=TRIALS if trials is None else trials,
             timeout=timeout,
             study=study,
             out=out,

@@ -4,6 +4,7 @@ models.py        load, compile and cross_compile
 buckets.py       one model for several shapes
 ledger_rows.py   the ledger of a compiled model
 searching.py     search and report
+bit_searching.py   search_bits: weight formats for language models
 measuring.py     run and measure
 benchmark.py     bench, with the speeds of language models (speeds.py)
 inspection.py    inspect, targets and runs_here
@@ -18,6 +19,7 @@ onnx_peer.py     ONNX Runtime, to compare with
 
 from ..artifact import check_replaceable, open
 from .benchmark import bench
+from .bit_searching import search_bits
 from .diffing import diff, load_like
 from .evaluating import evaluate
 from .generating import generate
@@ -43,5 +45,6 @@ __all__ = [
     "run",
     "runs_here",
     "search",
+    "search_bits",
     "targets",
 ]

@@ -1,0 +1,363 @@
+"""Weight formats for the layers of language models: allocation, tables, trials, and a search to its end."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from bitsmith.compiler import pipeline
+from bitsmith.compiler.cli import main
+from bitsmith.compiler.errors import ConstraintError, InputError
+from bitsmith.compiler.formats import decode, encode, format_of
+from bitsmith.compiler.pipeline.bit_searching import search_bits, text_windows
+from bitsmith.compiler.plan import Plan
+from bitsmith.compiler.reference import run_reference
+from bitsmith.passes.layer_coder import EncodeOptions
+from bitsmith.search.allocation import Variant, choose, undominated
+from bitsmith.search.bit_bounds import parse_bound
+from bitsmith.search.bit_judge import Judge
+from bitsmith.search.bit_tables import Importance, losses, measured, sampled
+from bitsmith.search.bit_trials import CodedWeights, Explorer, Trial, pareto
+from bitsmith.search.bit_units import units_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lm_checkpoints import VOCABULARY, config_of, logits, random_model
+from tiny_language import LETTERS, tokenizer_json
+
+FORMATS = tuple(map(format_of, ("int2:32", "bitmod3:32", "int8:32")))
+NAMES = ("int2:32", "bitmod3:32", "int8:32")
+TOKENS = 24
+
+variants = st.lists(
+    st.tuples(st.floats(0, 10).map(lambda v: round(v, 3)), st.integers(1, 900)), min_size=1, max_size=4
+)
+
+
+def menu_of(tables):
+    return {str(i): [Variant(str(j), *v) for j, v in enumerate(t)] for i, t in enumerate(tables)}
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(variants, min_size=1, max_size=5), st.floats(0, 1))
+def test_allocation_is_as_good_as_trying_everything(tables, share):
+    menu = menu_of(tables)
+    everything = [
+        (sum(v.loss for v in pick), sum(v.bytes for v in pick)) for pick in itertools.product(*menu.values())
+    ]
+    for which in (0, 1):  # bounded in loss; in bytes
+        bounds = [each[which] for each in everything]
+        bound = min(bounds) + share * (max(bounds) - min(bounds))
+        bound = round(bound) if which else bound + 1e-6
+        best = min((each[1 - which] for each in everything if each[which] <= bound), default=None)
+        found = choose(menu, **{("max_loss", "max_bytes")[which]: bound})
+        if best is None:
+            assert found is None
+            continue
+        sums = sum(v.loss for v in found.values()), sum(v.bytes for v in found.values())
+        assert list(found) and set(found) == set(menu)
+        assert sums[which] <= bound * (1 + 1e-5) + 1e-5
+        assert sums[1 - which] <= best * (1 + 1e-5) + 1e-5
+
+
+def test_an_allocation_without_room_is_none():
+    assert choose(menu_of([[(1.0, 50)], [(0.0, 60)]]), max_bytes=109) is None
+
+
+def test_dominated_variants_go():
+    kept = undominated([Variant("a", 1, 10), Variant("b", 2, 12), Variant("c", 0.5, 20)])
+    assert [v.name for v in kept] == ["a", "c"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tied model as transformers writes it, with a tokenizer of letters."""
+    place = tmp_path_factory.mktemp("checkpoint")
+    model = random_model(config_of("llama", tie_word_embeddings=True, num_hidden_layers=2))
+    model.save_pretrained(place)
+    (place / "tokenizer.json").write_bytes(tokenizer_json())
+    return place, model
+
+
+@pytest.fixture(scope="module")
+def graph(checkpoint):
+    return pipeline.load(checkpoint[0], context=64).graph_whole(TOKENS)
+
+
+def texts(count=3, seed=3):
+    rng = np.random.default_rng(seed)
+    return [{"tokens": rng.integers(0, VOCABULARY, TOKENS)} for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def judge(graph):
+    return Judge(graph, texts())
+
+
+def words(count=900, seed=5):
+    rng = np.random.default_rng(seed)
+    return "".join(rng.choice(list(LETTERS), count))
+
+
+def test_units_are_what_is_read_together(graph):
+    found = {
+        unit.name.removeprefix("model."): [x.split(".")[-1] for x in unit.layers] for unit in units_of(graph)
+    }
+    assert found["embed_tokens"] == ["embed_tokens", "lm_head"]
+    assert found["layers.0.self_attn.q_proj"] == ["q_proj", "k_proj", "v_proj"]
+    assert found["layers.1.mlp.gate_proj"] == ["gate_proj", "up_proj"]
+    assert found["layers.1.mlp.down_proj"] == ["down_proj"]
+    assert len(found) == 1 + 2 * 4
+
+
+def test_bytes_of_a_unit_are_those_of_its_codes(graph):
+    for unit in units_of(graph):
+        for format in FORMATS:
+            stored = sum(encode(graph.params[m.name], format).nbytes for m in unit.matrices)
+            assert unit.bytes(format) == stored
+
+
+def test_kl_is_that_of_torch(checkpoint, graph, judge):
+    _, model = checkpoint
+    unit = units_of(graph)[1]
+    changed = {m.name: graph.params[m.name] * np.float32(0.9) for m in unit.matrices}
+    runs = texts()
+    before = [torch.from_numpy(logits(model, run["tokens"])).log_softmax(-1) for run in runs]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        model.load_state_dict(
+            {k: torch.from_numpy(changed[k]) if k in changed else v for k, v in state.items()}
+        )
+        after = [torch.from_numpy(logits(model, run["tokens"])).log_softmax(-1) for run in runs]
+    finally:
+        model.load_state_dict(state)
+    wanted = np.mean([(a.exp() * (a - b)).sum(-1).mean().item() for a, b in zip(before, after, strict=True)])
+    assert judge.kl(changed) == pytest.approx(wanted, rel=1e-3)
+    assert judge.kl({}) == pytest.approx(0, abs=1e-9)
+
+
+def test_curvature_foretells_the_kl_of_small_noise(graph, judge):
+    """Noise on one layer's weights moves its outputs by a known variance."""
+    layer = "model.layers.1.mlp.down_proj"
+    slopes = judge.curvature([layer], draws=200)[layer]
+    weight = graph.params[f"{layer}.weight"]
+    seen = []
+    for seed in range(20):
+        noise = np.random.default_rng(seed).standard_normal(weight.shape).astype(np.float32) * 0.01
+        seen.append(judge.kl({f"{layer}.weight": weight + noise}))
+    spread = 0.01**2 * np.square(_inputs_of(graph, layer)).sum(1).mean()
+    assert 0.5 * slopes.sum() * spread == pytest.approx(np.mean(seen), rel=0.25)
+
+
+def _inputs_of(graph, layer):
+    rows, value = [], graph.node(layer).inputs[0]
+    for run in texts():
+        run_reference(graph, run, lambda name, array: rows.append(array) if name == value else None)
+    return np.concatenate(rows)
+
+
+def table_of(graph, judge, kind):
+    units, importance = units_of(graph), Importance()
+    layers = [layer for unit in units for layer in unit.layers]
+    slopes = judge.curvature(layers, draws=8) if kind == "curvature" else None
+    return losses(graph, texts(), units, FORMATS, slopes, kind, importance), importance
+
+
+@pytest.mark.parametrize("kind", ["output", "shiftadd", "curvature"])
+def test_more_bits_lose_less_in_every_table(graph, judge, kind):
+    table, importance = table_of(graph, judge, kind)
+    for unit in units_of(graph):
+        row = [table[unit.name][format] for format in FORMATS]
+        assert row[0] > row[1] > row[2] > 0
+    assert set(importance.of_inputs) == {layer for unit in units_of(graph) for layer in unit.layers}
+
+
+def test_sampled_rows_stand_for_all():
+    rng = np.random.default_rng(0)
+    share, error = rng.exponential(size=5000), rng.exponential(size=5000)
+    rows, counts = sampled(share, 1000)
+    assert len(rows) <= 1000 and counts.sum() == pytest.approx(share.sum())
+    assert counts @ error[rows] == pytest.approx(share @ error, rel=0.1)
+    rows, counts = sampled(share[:5], 1000)
+    assert rows.tolist() == [0, 1, 2, 3, 4] and (counts == share[:5]).all()
+
+
+def explorer(graph, judge, **more):
+    table, importance = table_of(graph, judge, "curvature")
+    return Explorer(judge, units_of(graph), table, CodedWeights(graph, importance), **more)
+
+
+def test_a_measured_table_is_of_measured_kl(graph, judge):
+    units = units_of(graph)[1:3]
+    output, importance = table_of(graph, judge, "output")
+    weights = CodedWeights(graph, importance)
+    table = measured(judge, units, output, FORMATS[1], weights.decoded)
+    for unit in units:
+        assert table[unit.name][FORMATS[1]] == pytest.approx(judge.kl(weights.decoded(unit, FORMATS[1])))
+        ratio = table[unit.name][FORMATS[0]] / table[unit.name][FORMATS[1]]
+        assert ratio == pytest.approx(output[unit.name][FORMATS[0]] / output[unit.name][FORMATS[1]])
+
+
+def test_trials_keep_the_bound_and_find_less_than_uniform(graph, judge):
+    found = explorer(graph, judge)
+    uniform = found.measure("uniform", {unit.name: FORMATS[1] for unit in found.units})
+    best = found.within(uniform.bytes, 4)
+    drawn = [t for t in found.trials if t.name != "uniform"]
+    assert len({tuple(t.choices.items()) for t in found.trials}) == len(found.trials) > 2
+    assert all(t.bytes <= uniform.bytes for t in drawn)
+    assert best.kl == min(t.kl for t in found.trials) < uniform.kl
+    with pytest.raises(InputError, match="at least"):
+        found.within(100, 1)
+
+
+def test_the_smallest_plan_below_a_kl(graph, judge):
+    found = explorer(graph, judge)
+    bits8 = found.measure("most", {unit.name: FORMATS[2] for unit in found.units})
+    bits3 = found.measure("some", {unit.name: FORMATS[1] for unit in found.units})
+    best = found.below(2 * bits3.kl, 4)
+    assert best.kl <= 2 * bits3.kl and best.bytes <= bits3.bytes
+    assert explorer(graph, judge).below(bits8.kl / 1e3, 2) is None
+
+
+def test_a_front_has_no_plan_that_another_beats():
+    made = [
+        Trial(str(i), {}, size, 0.0, kl)
+        for i, (size, kl) in enumerate([(9, 1.0), (5, 2.0), (7, 3.0), (9, 0.5)])
+    ]
+    assert [t.name for t in pareto(made)] == ["1", "3"]
+
+
+def searched(checkpoint, out, constraint="bits<=4.5", **more):
+    options = {"formats": NAMES, "trials": 3, "calibration": words(), "encode": EncodeOptions("search")}
+    model = pipeline.load(checkpoint[0], context=64)
+    return search_bits(model, out, constraints=[constraint], **options | more)
+
+
+@pytest.fixture(scope="module")
+def result(checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("searched")
+    return searched(checkpoint, out), out
+
+
+def test_a_search_ends_with_an_artifact_a_plan_and_a_table(checkpoint, graph, result):
+    found, out = result
+    assert found.met and found.best.bits <= 4.5 and 1 < len(found.points) <= 3
+    plan = Plan.load(out / "plan.json")
+    assert plan == found.plan
+    chosen = {str(format) for format, _ in plan.coded.values()}
+    assert len(chosen) > 1, "tiny random networks have layers that count more and less"
+    kept = json.loads((out / "search.json").read_text())
+    assert kept["best"]["kl"] == found.best.kl and kept["plan"] == plan.to_json()
+    with pipeline.open(out / "best") as opened:
+        assert opened.size_bytes == found.size_bytes
+        assert opened.plan == plan.to_json()
+    assert not (out / "codes").exists()
+
+
+def test_the_artifact_computes_what_its_codes_say(checkpoint, result):
+    """KL of the compiled mix, with int8 inputs, against that of its codes by the reference executor; both on
+    the text of the search, the latter on a part of it.
+    """
+    found, out = result
+    compiled = pipeline.evaluate(out / "best", words(), checkpoint[0], window=64)
+    assert compiled.kl == pytest.approx(found.kl, rel=0.5)
+    assert compiled.kl < 0.5 * np.log(VOCABULARY)
+
+
+def test_a_search_goes_on(checkpoint, result):
+    found, out = result
+    again = searched(checkpoint, out, trials=4)
+    count = len(found.points)
+    assert again.went_on == count and again.points[:count] == found.points
+    with pytest.raises(InputError, match="another model, text"):
+        searched(checkpoint, out, seed=9)
+
+
+def test_damaged_memories_are_refused(checkpoint, result, tmp_path):
+    _, out = result
+    for name in ("trials.json", "table.npz"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    (tmp_path / "table.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match="table.npz is damaged"):
+        searched(checkpoint, tmp_path)
+    (tmp_path / "trials.json").write_text("{")
+    with pytest.raises(InputError, match="trials.json cannot be read"):
+        searched(checkpoint, tmp_path)
+
+
+def test_windows_for_tables_and_for_judging_are_apart(checkpoint):
+    model = pipeline.load(checkpoint[0], context=64)
+    text = words(900)
+    made, judged = text_windows(model, text, 4096)
+    assert len(made) == 11 and len(judged) == 3
+    everything = np.concatenate([run["tokens"] for run in made + judged])
+    assert len(everything) == 14 * 64
+    with pytest.raises(InputError, match="too few"):
+        text_windows(model, "abc", 4096)
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "limit"),
+    [
+        (["size<=60MB"], "size", 60e6),
+        (["size<=0.3x"], "size", 0.3),
+        (["bits <= 3.5"], "bits", 3.5),
+        (["kl<=0.02"], "kl", 0.02),
+    ],
+)
+def test_bounds(texts, kind, limit):
+    found = parse_bound(texts)
+    assert (found.kind, found.limit) == (kind, pytest.approx(limit))
+
+
+@pytest.mark.parametrize(
+    "texts", [[], ["kl<=1", "bits<=3"], ["latency<=3ms"], ["bits<=99"], ["size<=3"], ["nonsense"]]
+)
+def test_bounds_that_are_none(texts):
+    with pytest.raises(InputError):
+        parse_bound(texts)
+
+
+def test_decoded_trials_are_what_the_codes_hold(graph):
+    unit = units_of(graph)[-1]
+    (name, found) = next(iter(CodedWeights(graph, Importance()).decoded(unit, FORMATS[0]).items()))
+    flat = np.ones(graph.params[name].shape[1], np.float32)
+    np.testing.assert_array_equal(found, decode(encode(graph.params[name], FORMATS[0], flat)))
+
+
+def test_the_command_line_ends_with_an_artifact(checkpoint, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(words(), encoding="utf-8")
+    words_of = ["search", str(checkpoint[0]), "-o", str(tmp_path / "found"), "-c", str(text), "--trials", "2"]
+    more = ["--format", "bitmod3:32", "--format", "int8:32", "--losses", "output", "--quiet"]
+    with pytest.raises(SystemExit) as end:
+        main([*words_of, *more, "--constraint", "kl<=2", "--json"])
+    assert end.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["met"] and said["kl"] <= 2 and said["table"] == "output"
+    assert Plan.load(tmp_path / "found" / "plan.json").to_json() == said["plan"]
+    with pytest.raises(SystemExit) as end:
+        main([*words_of, *more, "--constraint", "kl<=0.000001"])
+    assert end.value.code == ConstraintError.exit_code
+    captured = capsys.readouterr()
+    assert "no plan met kl<=1e-06" in captured.err.replace("0.000001", "1e-06") and "(chosen)" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--constraint", "latency<=3ms"], "not for language models"),
+        ([], "needs one bound"),
+        (["--constraint", "kl<=1", "--labels", "labels.npy"], "--labels is for networks"),
+        (["--constraint", "kl<=1", "--format", "int99"], "int99"),
+        (["--constraint", "kl<=1", "--losses", "guess"], "guess"),
+        (["--constraint", "kl<=1", "--trials", "0"], "at least one plan"),
+    ],
+)
+def test_what_the_command_line_refuses(checkpoint, tmp_path, capsys, options, message):
+    text = tmp_path / "text.txt"
+    text.write_text(words(), encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main(["search", str(checkpoint[0]), "-o", str(tmp_path / "out"), "-c", str(text), *options])
+    assert end.value.code not in (0, None)
+    assert message in capsys.readouterr().err
