@@ -18,17 +18,15 @@ from .kernels.product import Matrix
 
 LONG = DEPTH * 4 // 3
 """Up to here one panel of weights stays in the caches without being cut."""
-MANY_ROWS = 8
-"""Below, reading the weights takes the time, and how they are cut does not matter."""
 
 
 def long_linear(
     graph: Graph, node: Node, a: dict[str, Any], isa: Isa, epilogue: Epilogue
 ) -> KernelCall | None:
-    """None where sums and activation are short, rows are few, or a type is not float32."""
+    """None where sums and activation are short, or a type is not float32."""
     x, (n, k) = graph.type_of(node.inputs[0]), graph.type_of(node.inputs[1]).shape
     rows = math.prod(x.shape[:-1])
-    if x.dtype != "float32" or a["out_dtype"] != "float32" or rows < MANY_ROWS:
+    if x.dtype != "float32" or a["out_dtype"] != "float32":
         return None
     if k <= LONG and a["act"] not in HEAVY:
         return None

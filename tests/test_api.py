@@ -139,7 +139,7 @@ def test_every_error_of_a_user_is_a_bitsmith_error(graph, place):
         lambda: bitsmith.compile(graph, target="z80"),
         lambda: bitsmith.compile(graph, plan=place / "plan-bad.json"),
         lambda: bitsmith.compile(graph, plan=bitsmith.Plan.uniform(graph, "int8")),
-        lambda: bitsmith.Plan.uniform(graph, "int3"),
+        lambda: bitsmith.Plan.uniform(graph, "int1"),
         lambda: bitsmith.search(graph, calibration=samples(8), constraints=["accuracy>=0.5"]),
         lambda: bitsmith.search(graph, calibration=samples(8)[:, :, :3]),
         lambda: bitsmith.report(place / "nowhere", place / "page.html"),

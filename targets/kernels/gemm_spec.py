@@ -10,7 +10,7 @@ import numpy as np
 
 from .epilogue import UNIT, Epilogue, unit_order
 from .mac import Mac, mac_for
-from .tiling import LATENCY, Split, best_tile, split
+from .tiling import LATENCY, MANY_ROWS, Split, best_tile, split
 from .window import Window
 
 SCRATCH_BYTES = 192 * 1024
@@ -19,7 +19,6 @@ FEW_ROWS = 64
 PARTS = 8
 """Tasks at least, where the output is large enough: for threads to share evenly."""
 UNROLL_STEPS = 36
-MANY_ROWS = 96
 CHAINS = 2 * LATENCY
 """Independent sums that keep two multipliers busy."""
 

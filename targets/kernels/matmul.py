@@ -60,7 +60,7 @@ class MatmulSpec:
 
     @cached_property
     def tiling(self) -> tuple[Split, Blocks]:
-        return tiling_of(self.m, self.n, self.lanes, self.registers)
+        return tiling_of(self.m, self.n, self.lanes, self.registers, alike=self.packed)
 
     @property
     def depth(self) -> int:

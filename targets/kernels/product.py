@@ -13,7 +13,7 @@ from typing import Any
 from . import emit
 from .mac import float_mac
 from .partial import load_part
-from .tiling import Cost, Split, best_tile, split, step_cycles
+from .tiling import MANY_ROWS, Cost, Split, best_tile, split, step_cycles
 from .vectors import transposed
 
 UNROLL_STEPS = 8
@@ -88,9 +88,14 @@ class Parts:
     keep: Callable[[int, int, Any], None]
 
 
-def tiling_of(rows: int, columns: int, lanes: int, registers: int) -> tuple[Split, Blocks]:
-    """How rows and columns of a product are cut into register tiles."""
-    tile = best_tile(rows, -(-columns // lanes), registers, float_mac(lanes).cost)
+def tiling_of(
+    rows: int, columns: int, lanes: int, registers: int, *, alike: bool = False
+) -> tuple[Split, Blocks]:
+    """How rows and columns of a product are cut into register tiles. `alike`: columns as for many rows, so
+    that what is packed for them serves any number."""
+    vectors, cost = -(-columns // lanes), float_mac(lanes).cost
+    width = best_tile(MANY_ROWS, vectors, registers, cost)[1] if alike else None
+    tile = best_tile(rows, vectors, registers, cost, width)
     return split(rows, tile[0]), Blocks(columns, lanes, tile[1])
 
 

@@ -12,6 +12,10 @@ DECODE = 5
 """Operations a cycle that the front end delivers; nominally 6 on Zen 3, less where a loop is not aligned."""
 
 
+MANY_ROWS = 96
+"""As good as any number: the width of a tile for them is that of weights which are packed for all."""
+
+
 @dataclass(frozen=True)
 class Split:
     """`total` cut into `count` pieces: the first `larger` of them of `size + 1`, the others of `size`."""
