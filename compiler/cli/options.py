@@ -22,13 +22,6 @@ class CacheType(StrEnum):
     FLOAT32 = "float32"
 
 
-class Uniform(StrEnum):
-    """One choice for all layers."""
-
-    INT8 = "int8"
-    FLOAT32 = "float32"
-
-
 # what to work on
 Model = Annotated[
     Path,
@@ -116,7 +109,14 @@ PlanFile = Annotated[
     Path | None,
     Option("--plan", "-p", metavar="FILE", help="Plan: what each layer becomes; float32 without one."),
 ]
-UniformChoice = Annotated[Uniform | None, Option(help="Instead of a plan: the same for every layer.")]
+UniformChoice = Annotated[
+    str | None,
+    Option(
+        "--uniform",
+        metavar="CHOICE",
+        help="Instead of a plan, the same for every layer: int8, float32 or a weight format (int4:64).",
+    ),
+]
 
 Context = Annotated[
     int | None,

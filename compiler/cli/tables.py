@@ -156,6 +156,7 @@ def ledger(rows: Iterable[Mapping[str, Any]]) -> Table:
 def compiled(info: ArtifactInfo, measured: Measurement | None) -> Iterable[RenderableType]:
     """`measured` is None when the artifact is for another machine, or a language model."""
     choices = Counter(row["choice"] for row in info.ledger)
+    counted = sorted(choices.items(), key=lambda pair: (-pair[1], pair[0] == "float32"))
     why = "`bitsmith bench` does" if info.language else "it is for another machine"
     time, memory = (f"not measured: {why}",) * 2
     if measured is not None:
@@ -165,7 +166,7 @@ def compiled(info: ArtifactInfo, measured: Measurement | None) -> Iterable[Rende
         (
             ("artifact", info.path),
             ("target", info.target),
-            ("layers", ", ".join(f"{n} {choice}" for choice, n in choices.most_common())),
+            ("layers", ", ".join(f"{n} {choice}" for choice, n in counted)),
             ("size on disk", size(info.size_bytes)),
             ("memory", memory),
             ("latency", f"{time}, entry 0" if len(info.entries) > 1 else time),

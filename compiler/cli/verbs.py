@@ -97,7 +97,7 @@ def compile(
 def _plan(
     loaded: Graph | tuple[Graph, ...] | LanguageModel,
     plan: Path | None,
-    uniform: o.Uniform | None,
+    uniform: str | None,
     keep_codes: bool,
 ) -> Plan | None:
     from ..frontends.lm import LanguageModel
@@ -106,7 +106,7 @@ def _plan(
 
     chosen = None if plan is None else Plan.load(plan)
     if uniform is not None:
-        chosen = Plan.uniform(entries_of(loaded)[0][0], uniform.value)
+        chosen = Plan.uniform(entries_of(loaded)[0][0], uniform)
     if not keep_codes:
         return chosen
     if not isinstance(loaded, LanguageModel):
