@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .ir import AttrValue, Graph, Node, TensorType
+from .ir import (
+    AttrValue,
+    Graph,
+    Node,
+    TensorType,
+)
 from .ops import OPS
 from .params import Entry, OpenParams
 from .verify import verify

@@ -20,7 +20,13 @@ import numpy as np
 
 from .analysis.smoothing import Smoothing, choose_smoothings, linear_inputs
 from .errors import InputError
-from .histogram import Histogram, RowSample, least_squares, minmax, percentile
+from .histogram import (
+    Histogram,
+    RowSample,
+    least_squares,
+    minmax,
+    percentile,
+)
 from .ir import Graph, Node
 from .machine import usable_cores
 from .plan import Calibration, Plan, layers_of

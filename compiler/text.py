@@ -21,7 +21,13 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .ir import DTYPES, AttrValue, Graph, Node, TensorType
+from .ir import (
+    DTYPES,
+    AttrValue,
+    Graph,
+    Node,
+    TensorType,
+)
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _TOKEN = re.compile(

@@ -20,7 +20,7 @@ from pathlib import Path
 import bitsmith
 from bitsmith.compiler.cli.output import Output
 from bitsmith.compiler.formats import format_of
-from bitsmith.compiler.frontends.lm import LanguageModel
+from bitsmith.compiler.frontends.language.model import LanguageModel
 from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.pipeline import cross_compile, search_bits
 from bitsmith.compiler.pipeline.bit_searching import text_windows
@@ -28,7 +28,7 @@ from bitsmith.compiler.pipeline.speeds import speeds
 from bitsmith.compiler.plan import Plan
 from bitsmith.passes.encode_layers import encode_layers
 from bitsmith.passes.layer_coder import METHODS, EncodeOptions
-from bitsmith.search.bit_units import formats_by_layer, plan_of, units_of
+from bitsmith.search.bits.units import formats_by_layer, plan_of, units_of
 from comparison import console
 from packages import package_folder
 

@@ -24,11 +24,22 @@ from ..compiler.calibrate import Ranges
 from ..compiler.errors import PlanError
 from ..compiler.formats import Coded
 from ..compiler.ir import AttrValue, Graph, Node
-from ..compiler.plan import FREE_OPS, Plan, free_layers_of, layers_of
+from ..compiler.plan import (
+    FREE_OPS,
+    Plan,
+    free_layers_of,
+    layers_of,
+)
 from ..compiler.verify import verify
 from .code_layers import code_layers, round_layers
 from .dead_code import remove_dead_code
-from .quantise import Memo, QParams, QWeights, qparams, quantise_weights
+from .quantise import (
+    Memo,
+    QParams,
+    QWeights,
+    qparams,
+    quantise_weights,
+)
 from .scan import Scan, attr
 from .smooth import smooth
 from .storage import choose_storage, moves

@@ -21,7 +21,12 @@ import numpy as np
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.conv import out_layout
 from ..compiler.params import Stored
-from .scan import Scan, attr, is_plain, rewrite
+from .scan import (
+    Scan,
+    attr,
+    is_plain,
+    rewrite,
+)
 
 
 def fold_batch_norms(graph: Graph) -> Graph:

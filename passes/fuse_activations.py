@@ -12,7 +12,12 @@ from dataclasses import replace
 
 from ..compiler.ir import AttrValue, Graph, Node
 from ..compiler.ops import ACTIVATIONS
-from .scan import Scan, attr, rewrite, slim
+from .scan import (
+    Scan,
+    attr,
+    rewrite,
+    slim,
+)
 
 FUSING = ("conv2d", "linear", "add")
 

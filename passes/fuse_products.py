@@ -21,7 +21,12 @@ from typing import Any
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.matmul import view_perm
-from .scan import Scan, attr, rewrite, slim
+from .scan import (
+    Scan,
+    attr,
+    rewrite,
+    slim,
+)
 
 PRODUCTS = ("matmul", "attention")
 

@@ -19,7 +19,12 @@ from typing import Any
 import numpy as np
 
 from ..compiler.ir import AttrValue, Graph, Node
-from .scan import Scan, attr, rewrite, slim
+from .scan import (
+    Scan,
+    attr,
+    rewrite,
+    slim,
+)
 from .storage import moves
 
 LAYERS = ("conv2d", "linear")

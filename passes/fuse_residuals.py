@@ -14,7 +14,13 @@ from dataclasses import replace
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.activations import ACT_ATTRS
-from .scan import Scan, attr, is_plain, rewrite, slim
+from .scan import (
+    Scan,
+    attr,
+    is_plain,
+    rewrite,
+    slim,
+)
 
 
 def fuse_residuals(graph: Graph) -> Graph:

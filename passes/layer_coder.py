@@ -9,7 +9,12 @@ import numpy as np
 
 from ..compiler.analysis.smoothing import foldable
 from ..compiler.errors import InputError
-from ..compiler.formats import Coded, Format, decode, encode
+from ..compiler.formats import (
+    Coded,
+    Format,
+    decode,
+    encode,
+)
 from ..compiler.formats.compensate import Compensation, Compensator, output_error
 from ..compiler.formats.half_quadratic import half_quadratic
 from ..compiler.formats.scaling import choose_factors

@@ -19,7 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.ir import AttrValue, Graph, Node, TensorType
+from ..compiler.ir import (
+    AttrValue,
+    Graph,
+    Node,
+    TensorType,
+)
 from ..compiler.ops import OPS
 from ..compiler.params import OpenParams
 

@@ -20,7 +20,12 @@ import numpy as np
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.reduce import reduced_shape
 from .dead_code import remove_dead_code
-from .scan import Scan, attr, rewrite, slim
+from .scan import (
+    Scan,
+    attr,
+    rewrite,
+    slim,
+)
 
 REDUCTIONS = ("reduce_mean", "reduce_sum", "reduce_max")
 

@@ -18,13 +18,25 @@ from ..compiler.database import Database
 from ..compiler.errors import InputError
 from ..compiler.ir import Graph, Node
 from ..compiler.ledger import LedgerRow
-from ..compiler.measure import Latency, Quality, measure_latency, quality
+from ..compiler.measure import (
+    Latency,
+    Quality,
+    measure_latency,
+    quality,
+)
 from ..compiler.plan import Plan, free_layers_of
 from ..passes.apply_plan import apply_plan
 from ..passes.quantise import Memo
 from .costs import cost_table
 from .data import Data
-from .evaluator import CONFIRM_PART, SEARCH_PART, CostTable, Layer, Names, Progress
+from .evaluator import (
+    CONFIRM_PART,
+    SEARCH_PART,
+    CostTable,
+    Layer,
+    Names,
+    Progress,
+)
 from .result import Sensitivity
 from .sensitivity import layer_effects
 

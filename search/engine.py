@@ -12,10 +12,20 @@ from pathlib import Path
 from ..compiler.errors import InputError, OutputError
 from .allocation import Problem
 from .evaluator import Evaluator, Progress
-from .explore import Explorer, build_problem, measure_baselines, measure_sensitivities
+from .explore import (
+    Explorer,
+    build_problem,
+    measure_baselines,
+    measure_sensitivities,
+)
 from .finalists import Final, Verdict, fastest_first
 from .reasons import Evidence, ledger_of
-from .result import Candidate, SearchResult, Sensitivity, with_artifact
+from .result import (
+    Candidate,
+    SearchResult,
+    Sensitivity,
+    with_artifact,
+)
 from .session import Session, Settings, pareto
 from .study import open_study
 

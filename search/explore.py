@@ -7,7 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .allocation import Allocation, Problem, solve, sweep
+from .allocation import (
+    Allocation,
+    Problem,
+    solve,
+    sweep,
+)
 from .belief import Belief
 from .result import Candidate, Sensitivity
 from .session import Session

@@ -23,7 +23,13 @@ from types import TracebackType
 from .allocation import Problem, solve, with_times
 from .evaluator import CONFIRM_PART, Built
 from .metrics import Reading
-from .objectives import Constraint, objective_values, primary, quality_loss, total_excess
+from .objectives import (
+    Constraint,
+    objective_values,
+    primary,
+    quality_loss,
+    total_excess,
+)
 from .result import Additivity, Candidate
 from .session import FLOAT, INT8, Session
 

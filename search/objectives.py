@@ -19,7 +19,13 @@ from dataclasses import dataclass
 
 from ..compiler.errors import InputError
 from ..compiler.measure import Quality
-from .metrics import LABELS, METRICS, RELATIVE, SCORE, Reading
+from .metrics import (
+    LABELS,
+    METRICS,
+    RELATIVE,
+    SCORE,
+    Reading,
+)
 
 OBJECTIVES = ("quality", "latency", "size")
 MARGIN_Z = 0.5

@@ -19,9 +19,19 @@ from ..compiler.samples import Samples
 from ..passes.prepare import prepare
 from .compiled import CompiledEvaluator
 from .data import Data, Score, split
-from .engine import BEST, RESULT_FILE, make_folder, run_search
+from .engine import (
+    BEST,
+    RESULT_FILE,
+    make_folder,
+    run_search,
+)
 from .evaluator import Names, Progress
-from .objectives import OBJECTIVES, check_given, check_objectives, parse_constraints
+from .objectives import (
+    OBJECTIVES,
+    check_given,
+    check_objectives,
+    parse_constraints,
+)
 from .ranges import stored_ranges
 from .result import SearchResult
 from .session import Settings

@@ -15,8 +15,19 @@ from types import TracebackType
 
 from ..compiler.measure import Latency
 from ..compiler.plan import Plan
-from .evaluator import SEARCH_PART, Built, Evaluator, Progress
-from .objectives import Constraint, check_measurable, default_constraints, objective_values, total_excess
+from .evaluator import (
+    SEARCH_PART,
+    Built,
+    Evaluator,
+    Progress,
+)
+from .objectives import (
+    Constraint,
+    check_measurable,
+    default_constraints,
+    objective_values,
+    total_excess,
+)
 from .result import Candidate
 from .study import Proposal, Study
 

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler.artifact import ArraySpec, Artifact, Entry, Language, Manifest, open, write_artifact
+from ..compiler.artifact import (
+    ArraySpec,
+    Artifact,
+    Entry,
+    Language,
+    Manifest,
+    open,
+    write_artifact,
+)
 from ..compiler.artifact.manifest import WEIGHTS
 from ..compiler.calibrate import Ranges
 from ..compiler.errors import ArtifactError, OutputError

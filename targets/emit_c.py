@@ -7,7 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..compiler.errors import InternalError
-from .program import Place, Program, Space, Step, TensorSpec
+from .program import (
+    Place,
+    Program,
+    Space,
+    Step,
+    TensorSpec,
+)
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = ("bitsmith_", "bs_")

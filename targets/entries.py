@@ -12,7 +12,12 @@ import numpy as np
 
 from .arena import ALIGN
 from .lower import Lowered
-from .program import Place, Program, Space, Step
+from .program import (
+    Place,
+    Program,
+    Space,
+    Step,
+)
 from .scratch import scratch_folder
 
 

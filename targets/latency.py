@@ -14,11 +14,27 @@ from ..compiler.errors import TargetError
 from ..compiler.ir import Graph
 from .arena import ALIGN, SLACK
 from .build import assemble
-from .call import KernelCall, Operand, Temporary, Weights, kernel_symbol
+from .call import (
+    KernelCall,
+    Operand,
+    Temporary,
+    Weights,
+    kernel_symbol,
+)
 from .kernels.pointwise import CopySpec
 from .lower import node_calls
-from .objects import Progress, default_cache, kernel_objects, toolchain
-from .program import Place, Program, Space, Step
+from .objects import (
+    Progress,
+    default_cache,
+    kernel_objects,
+    toolchain,
+)
+from .program import (
+    Place,
+    Program,
+    Space,
+    Step,
+)
 from .scratch import scratch_folder
 from .target import Target
 

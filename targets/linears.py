@@ -13,7 +13,12 @@ from ..compiler.ir import Graph, Node
 from .call import KernelCall, Weights
 from .isa import Isa
 from .kernels.epilogue import Epilogue
-from .kernels.matmul import DEPTH, HEAVY, MatmulSpec, pack_matrix
+from .kernels.matmul import (
+    DEPTH,
+    HEAVY,
+    MatmulSpec,
+    pack_matrix,
+)
 from .kernels.product import Matrix
 
 LONG = DEPTH * 4 // 3

@@ -13,10 +13,22 @@ from ..compiler.errors import UnsupportedError
 from ..compiler.ir import Graph, Node
 from ..compiler.ops import OPS
 from .arena import ALIGN, Lifetime, plan_arena
-from .call import KernelCall, Operand, Temporary, Weights, kernel_symbol
+from .call import (
+    KernelCall,
+    Operand,
+    Temporary,
+    Weights,
+    kernel_symbol,
+)
 from .elementwise import chain_call, chains
 from .kernels.pointwise import CopySpec
-from .program import Place, Program, Space, Step, TensorSpec
+from .program import (
+    Place,
+    Program,
+    Space,
+    Step,
+    TensorSpec,
+)
 from .relax_kernels import relax_calls
 from .selection import select
 from .states import in_place, limits, state_layout

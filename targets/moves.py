@@ -9,7 +9,12 @@ import numpy as np
 from ..compiler.ir import Graph, Node
 from .call import KernelCall
 from .isa import Isa
-from .kernels.move import Axis, Block, MoveSpec, block
+from .kernels.move import (
+    Axis,
+    Block,
+    MoveSpec,
+    block,
+)
 from .products import view
 
 

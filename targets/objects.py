@@ -24,7 +24,7 @@ from .isa import ISAS, Isa
 PARALLEL = 8
 """So many missing kernels pay for the start of a second compiler process (about a second)."""
 PR_SET_PDEATHSIG = 1  # prctl(2): send this process a signal when the thread that started it ends
-_GENERATORS = ("kernels/*.py", "relax_*.py", "tir.py", "isa.py", "../compiler/ops/*.py")
+_GENERATORS = ("kernels/**/*.py", "relax_*.py", "tir.py", "isa.py", "../compiler/ops/*.py")
 
 Progress = Callable[[int, int], None]
 Jobs = Mapping[str, tuple[Any, Path]]

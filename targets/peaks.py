@@ -18,9 +18,20 @@ from .arena import ALIGN
 from .build import assemble
 from .call import kernel_symbol
 from .isa import Isa
-from .kernels.peak import ROWS, STEPS, VECTORS, RateSpec, StreamSpec
+from .kernels.peak import (
+    ROWS,
+    STEPS,
+    VECTORS,
+    RateSpec,
+    StreamSpec,
+)
 from .objects import default_cache, kernel_objects, toolchain
-from .program import Place, Program, Space, Step
+from .program import (
+    Place,
+    Program,
+    Space,
+    Step,
+)
 from .target import Target
 
 METHOD = "peaks-3"

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..compiler.analysis.roofline import KernelRow, Roofline, Work, kernel_row, roofline
+from ..compiler.analysis.roofline import (
+    KernelRow,
+    Roofline,
+    Work,
+    kernel_row,
+    roofline,
+)
 from ..compiler.artifact import Artifact, Entry
 from ..compiler.artifact.manifest import WEIGHTS
 from ..compiler.database import Database

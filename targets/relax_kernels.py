@@ -12,7 +12,12 @@ import numpy as np
 from ..compiler.errors import InternalError, UnsupportedError
 from ..compiler.ir import Graph, Node, TensorType
 from ..compiler.ops import OPS
-from .call import KernelCall, Operand, Temporary, Weights
+from .call import (
+    KernelCall,
+    Operand,
+    Temporary,
+    Weights,
+)
 from .kernels.pointwise import CopySpec
 from .relax_quantised import relax_expression
 from .tir import COMPILING

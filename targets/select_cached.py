@@ -8,7 +8,13 @@ from typing import Any
 from ..compiler.ir import Graph, Node
 from .call import KernelCall, Temporary
 from .isa import Isa
-from .kernels.cache_spec import CacheWriteSpec, CombineSpec, DecodeSpec, PrefillSpec, RopeSpec
+from .kernels.cache.spec import (
+    CacheWriteSpec,
+    CombineSpec,
+    DecodeSpec,
+    PrefillSpec,
+    RopeSpec,
+)
 from .kernels.pointwise import CopySpec
 from .states import in_place, written_pairs
 

@@ -11,11 +11,16 @@ import numpy as np
 from ..compiler.formats import Coded, family_of, format_of
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.coded import coded_of
-from .call import STACK_BYTES, KernelCall, Temporary, Weights
+from .call import (
+    STACK_BYTES,
+    KernelCall,
+    Temporary,
+    Weights,
+)
 from .isa import Isa
-from .kernels.coded_gather import CodedGatherSpec
-from .kernels.coded_input import CodedInputSpec
-from .kernels.coded_pack import (
+from .kernels.coded.gather import CodedGatherSpec
+from .kernels.coded.input import CodedInputSpec
+from .kernels.coded.pack import (
     SPARE,
     largest_level,
     pack_codes,
@@ -24,8 +29,8 @@ from .kernels.coded_pack import (
     pack_side,
     packing_of,
 )
-from .kernels.coded_product import CodedSpec
-from .kernels.coded_spec import Packing
+from .kernels.coded.product import CodedSpec
+from .kernels.coded.spec import Packing
 from .kernels.epilogue import Epilogue
 from .select_planes import coded_form, plane_calls
 

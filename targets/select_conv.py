@@ -10,12 +10,23 @@ import numpy as np
 
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.conv import in_layout, nchw, out_layout
-from .call import STACK_BYTES, Calls, KernelCall, Weights
+from .call import (
+    STACK_BYTES,
+    Calls,
+    KernelCall,
+    Weights,
+)
 from .isa import Isa
-from .kernels.depthwise_spec import DepthwiseSpec, pack_depthwise, pack_per_channel
+from .kernels.conv.depthwise_spec import DepthwiseSpec, pack_depthwise, pack_per_channel
+from .kernels.conv.gemm_spec import (
+    GemmSpec,
+    fold_zero_point,
+    pack_channels,
+    pack_weights,
+    pairs_bounded,
+)
+from .kernels.conv.window import flat_window, window
 from .kernels.epilogue import Epilogue
-from .kernels.gemm_spec import GemmSpec, fold_zero_point, pack_channels, pack_weights, pairs_bounded
-from .kernels.window import flat_window, window
 from .select_winograd import winograd
 from .tensor_rules import long_linear
 

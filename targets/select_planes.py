@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 from ..compiler.analysis.coded_forms import plane_operations, table_operations
-from ..compiler.formats import Coded, Format, family_of, format_of
+from ..compiler.formats import (
+    Coded,
+    Format,
+    family_of,
+    format_of,
+)
 from ..compiler.ir import Graph, Node
 from ..compiler.ops import OPS
 from .call import KernelCall, Temporary, Weights
 from .isa import Isa
-from .kernels.coded_input import CodedInputSpec
-from .kernels.coded_planes import (
+from .kernels.coded.input import CodedInputSpec
+from .kernels.coded.planes import (
     EIGHT,
     PlaneScaleSpec,
     PlaneSpec,
@@ -23,7 +28,7 @@ from .kernels.coded_planes import (
     pack_planes,
     padded_width,
 )
-from .kernels.coded_spec import ATOM
+from .kernels.coded.spec import ATOM
 from .kernels.epilogue import Epilogue
 
 NO_MULTIPLIER = "shift"

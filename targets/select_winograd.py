@@ -1,12 +1,17 @@
-"""Whether a convolution is computed with fewer multiplications, and its calls (kernels/winograd_spec.py)."""
+"""Whether a convolution is computed with fewer multiplications, and its calls (conv/winograd_spec.py)."""
 
 from __future__ import annotations
 
 from ..compiler.ir import Graph, Node
-from .call import STACK_BYTES, KernelCall, Temporary, Weights
-from .kernels.gemm_spec import GemmSpec
-from .kernels.window import Window
-from .kernels.winograd_spec import (
+from .call import (
+    STACK_BYTES,
+    KernelCall,
+    Temporary,
+    Weights,
+)
+from .kernels.conv.gemm_spec import GemmSpec
+from .kernels.conv.window import Window
+from .kernels.conv.winograd_spec import (
     NEARLY,
     TRANSFORMS,
     Tiling,

@@ -12,9 +12,9 @@ from ..compiler.ir import AttrValue, Graph, Node
 from ..compiler.ops import ACTIVATIONS, OPS
 from .call import Calls, KernelCall
 from .isa import Isa
+from .kernels.conv.pool import MeanSpec, PoolSpec
+from .kernels.conv.window import window
 from .kernels.pointwise import PointwiseSpec
-from .kernels.pool import MeanSpec, PoolSpec
-from .kernels.window import window
 from .select_cached import CACHED_RULES
 from .select_coded import CODED_RULES
 from .select_conv import CONV_RULES

@@ -13,12 +13,17 @@ from ..compiler.analysis.roofline import Work
 from ..compiler.ir import Graph, Node
 from ..compiler.ops import OPS
 from ..compiler.ops.conv import in_layout, nchw
-from .call import KernelCall, Operand, Temporary, Weights
-from .kernels.coded_gather import CodedGatherSpec
-from .kernels.coded_product import CodedSpec
-from .kernels.depthwise_spec import DepthwiseSpec
-from .kernels.gemm_spec import GemmSpec
-from .kernels.winograd_spec import WinogradInputSpec, WinogradSpec
+from .call import (
+    KernelCall,
+    Operand,
+    Temporary,
+    Weights,
+)
+from .kernels.coded.gather import CodedGatherSpec
+from .kernels.coded.product import CodedSpec
+from .kernels.conv.depthwise_spec import DepthwiseSpec
+from .kernels.conv.gemm_spec import GemmSpec
+from .kernels.conv.winograd_spec import WinogradInputSpec, WinogradSpec
 
 
 def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[Work | None, ...]:

@@ -28,7 +28,7 @@ from bitsmith.passes.pair_bound import bound_pairs
 from bitsmith.targets.build import build
 from bitsmith.targets.isa import ISAS, Isa
 from bitsmith.targets.kernels import emit
-from bitsmith.targets.kernels.gemm_spec import GemmSpec
+from bitsmith.targets.kernels.conv.gemm_spec import GemmSpec
 from bitsmith.targets.lower import lower
 from bitsmith.targets.objects import is_whole, kernel_objects
 from bitsmith.targets.relax_kernels import RelaxSpec

@@ -15,11 +15,21 @@ from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.layer_coder import EncodeOptions
 from bitsmith.search.allocation import Variant, choose, undominated
-from bitsmith.search.bit_bounds import parse_bound
-from bitsmith.search.bit_judge import Judge
-from bitsmith.search.bit_tables import Importance, losses, measured, sampled
-from bitsmith.search.bit_trials import CodedWeights, Explorer, Trial, pareto
-from bitsmith.search.bit_units import units_of
+from bitsmith.search.bits.bounds import parse_bound
+from bitsmith.search.bits.judge import Judge
+from bitsmith.search.bits.tables import (
+    Importance,
+    losses,
+    measured,
+    sampled,
+)
+from bitsmith.search.bits.trials import (
+    CodedWeights,
+    Explorer,
+    Trial,
+    pareto,
+)
+from bitsmith.search.bits.units import units_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_checkpoints import VOCABULARY, config_of, logits, random_model

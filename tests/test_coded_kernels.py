@@ -14,8 +14,8 @@ from bitsmith.compiler.ops import Sample
 from bitsmith.compiler.ops.coded import coded_operands, sample_weight
 from bitsmith.compiler.reference import run_reference
 from bitsmith.targets.build import build
-from bitsmith.targets.kernels.coded_pack import largest_level, packing_of
-from bitsmith.targets.kernels.coded_product import CodedSpec
+from bitsmith.targets.kernels.coded.pack import largest_level, packing_of
+from bitsmith.targets.kernels.coded.product import CodedSpec
 from bitsmith.targets.lower import lower
 from bitsmith.targets.target import TARGETS
 from one_graph import ManyNodes, disagreement

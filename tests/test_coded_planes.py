@@ -20,8 +20,8 @@ from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
 from bitsmith.targets.build import build
 from bitsmith.targets.isa import ISAS, Isa
-from bitsmith.targets.kernels.coded import CODED_EMITTERS
-from bitsmith.targets.kernels.coded_planes import PlaneSpec, SignTableSpec
+from bitsmith.targets.kernels.coded.emitters import CODED_EMITTERS
+from bitsmith.targets.kernels.coded.planes import PlaneSpec, SignTableSpec
 from bitsmith.targets.lower import lower
 from bitsmith.targets.select_planes import coded_form
 from bitsmith.targets.target import Target

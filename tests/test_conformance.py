@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bitsmith.compiler.frontends.onnx_ops import RULES
+from bitsmith.compiler.frontends.onnx.ops import RULES
 from onnx import helper
 
 ROOT = Path(__file__).resolve().parents[1]

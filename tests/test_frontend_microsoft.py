@@ -7,7 +7,7 @@ import onnx
 import pytest
 from bitsmith.compiler.errors import UnsupportedError
 from bitsmith.compiler.frontends import load_model
-from bitsmith.compiler.frontends.onnx_microsoft import MICROSOFT_RULES
+from bitsmith.compiler.frontends.onnx.microsoft import MICROSOFT_RULES
 from onnx_cases import compare
 from onnx_models import model
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from bitsmith.compiler.errors import UnsupportedError
 from bitsmith.compiler.frontends import load_model
-from bitsmith.compiler.frontends.onnx_norm import NORM_RULES
+from bitsmith.compiler.frontends.onnx.norm import NORM_RULES
 from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.prepare import prepare

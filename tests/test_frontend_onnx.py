@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from bitsmith.compiler.errors import UnsupportedError
 from bitsmith.compiler.frontends import load_model
-from bitsmith.compiler.frontends.onnx_math import MATH_RULES
-from bitsmith.compiler.frontends.onnx_nn import NN_RULES
-from bitsmith.compiler.frontends.onnx_shape import SHAPE_RULES
+from bitsmith.compiler.frontends.onnx.math import MATH_RULES
+from bitsmith.compiler.frontends.onnx.nn import NN_RULES
+from bitsmith.compiler.frontends.onnx.shape import SHAPE_RULES
 from bitsmith.compiler.reference import run_reference
 from onnx import TensorProto, helper, numpy_helper
 from onnx_cases import IMAGE, SIGNAL, Case, compare, f32, ints

@@ -7,7 +7,7 @@ import lm_checkpoints as lm
 import numpy as np
 import pytest
 from bitsmith.compiler.errors import InputError, ModelError, UnsupportedError
-from bitsmith.compiler.frontends.lm import load_language_model
+from bitsmith.compiler.frontends.language.model import load_language_model
 from bitsmith.compiler.plan import layers_of
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.prepare import prepare

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bitsmith.compiler.cli import main
 from bitsmith.compiler.errors import InputError, ModelError
-from bitsmith.compiler.frontends.lm import LanguageModel
+from bitsmith.compiler.frontends.language.model import LanguageModel
 from bitsmith.compiler.pipeline.language_models import kept_plan
 from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
@@ -84,7 +84,7 @@ def test_the_command_line_writes_what_generating_needs(checkpoint, tmp_path, cap
 def test_inspect_says_what_it_is_and_reads_no_weight(checkpoint, capsys, monkeypatch):
     place, _, parameters = checkpoint
     read = []
-    monkeypatch.setattr("bitsmith.compiler.frontends.lm_huggingface._read", lambda *a: read.append(a))
+    monkeypatch.setattr("bitsmith.compiler.frontends.language.huggingface._read", lambda *a: read.append(a))
     info = bitsmith.inspect(bitsmith.load(place, context=CONTEXT))
     with pytest.raises(SystemExit):
         main(["inspect", str(place)])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from bitsmith.compiler.errors import BitsmithError, InternalError, ModelError, UnsupportedError
 from bitsmith.compiler.formats import decode
-from bitsmith.compiler.frontends.gguf_file import open_gguf
-from bitsmith.compiler.frontends.lm import load_language_model
+from bitsmith.compiler.frontends.language.gguf_file import open_gguf
+from bitsmith.compiler.frontends.language.model import load_language_model
 from bitsmith.compiler.reference import run_reference
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 

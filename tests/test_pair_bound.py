@@ -11,7 +11,7 @@ from bitsmith.compiler.ir import Graph
 from bitsmith.passes.pair_bound import PAIR_LIMIT, bound_pairs, bounded, bounded_scale
 from bitsmith.passes.quantise import quantise_weights
 from bitsmith.targets.build import build
-from bitsmith.targets.kernels.gemm_spec import GemmSpec, pairs_bounded
+from bitsmith.targets.kernels.conv.gemm_spec import GemmSpec, pairs_bounded
 from bitsmith.targets.selection import select
 from bitsmith.targets.target import TARGETS
 from hypothesis import given, settings

@@ -9,7 +9,7 @@ import pytest
 from bitsmith.compiler import pipeline
 from bitsmith.compiler.plan import Plan
 from bitsmith.passes.layer_coder import EncodeOptions
-from bitsmith.search.bit_units import units_of
+from bitsmith.search.bits.units import units_of
 from lm_checkpoints import config_of, random_model
 from tiny_language import tokenizer_json
 

@@ -14,7 +14,7 @@ from bitsmith.compiler.ir import Graph
 from bitsmith.targets import select_winograd
 from bitsmith.targets.build import build
 from bitsmith.targets.isa import ISAS
-from bitsmith.targets.kernels.winograd_spec import TRANSFORMS, WinogradSpec
+from bitsmith.targets.kernels.conv.winograd_spec import TRANSFORMS, WinogradSpec
 from bitsmith.targets.lower import lower
 from bitsmith.targets.target import TARGETS, Target
 

@@ -2,7 +2,7 @@
 
     table    each code -> its level by a look-up, each level times its activation
     planes   sums of eight signed activations by a look-up for eight bits of codes, then shifts and additions;
-             only for levels that are signed sums (targets/kernels/coded_planes.py)
+             only for levels that are signed sums (targets/kernels/coded/planes.py)
 
 A chip without a multiplier runs the second: a multiplication in software is some thirty instructions on 8
 bits. A chip with integer dot products runs the first, where two instructions do a vector of weights of any

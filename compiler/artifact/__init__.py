@@ -7,8 +7,20 @@ artifact.py    Artifact and open
 """
 
 from .artifact import Artifact, StepTime, open
-from .manifest import ArraySpec, Entry, FileRecord, Language, Manifest
-from .store import check_files, check_replaceable, read_manifest, read_ranges, write_artifact
+from .manifest import (
+    ArraySpec,
+    Entry,
+    FileRecord,
+    Language,
+    Manifest,
+)
+from .store import (
+    check_files,
+    check_replaceable,
+    read_manifest,
+    read_ranges,
+    write_artifact,
+)
 
 __all__ = [
     "ArraySpec",

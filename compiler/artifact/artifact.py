@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, InputError
-from .manifest import LIBRARY, MANIFEST, ArraySpec, Entry, Manifest
+from .manifest import (
+    LIBRARY,
+    MANIFEST,
+    ArraySpec,
+    Entry,
+    Manifest,
+)
 from .native import MAX_THREADS, Native
 from .store import check_files, copy_artifact, read_manifest
 

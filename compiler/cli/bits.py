@@ -40,7 +40,7 @@ def search_formats(model: Path, out: Path, calibration: Path, wanted: FormatSear
     ConstraintError where no plan met the bound.
     """
     from .. import pipeline
-    from ..frontends.lm import load_language_model
+    from ..frontends.language.model import load_language_model
     from ..pipeline.bit_searching import FORMATS, TRIALS
 
     try:

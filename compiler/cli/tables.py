@@ -13,7 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..measure import Latency, decibels
-from .output import milliseconds, number, size, table
+from .output import (
+    milliseconds,
+    number,
+    size,
+    table,
+)
 from .roofline_table import kernels
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from . import options as o
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..frontends.lm import LanguageModel
+    from ..frontends.language.model import LanguageModel
     from ..ir import Graph
     from ..pipeline.inspection import ArtifactInfo, ModelInfo
     from ..plan import Plan
@@ -65,7 +65,7 @@ def compile(
 ) -> None:
     """Compile a model to an artifact, by a plan or uniformly; for several shapes, if given."""
     from .. import pipeline
-    from ..frontends.lm import LanguageModel
+    from ..frontends.language.model import LanguageModel
     from ..pipeline.data_files import parse_buckets, read_samples
     from .tables import compiled
 
@@ -100,7 +100,7 @@ def _plan(
     uniform: str | None,
     keep_codes: bool,
 ) -> Plan | None:
-    from ..frontends.lm import LanguageModel
+    from ..frontends.language.model import LanguageModel
     from ..pipeline.language_models import entries_of, kept_plan
     from ..plan import Plan
 
@@ -138,7 +138,7 @@ def search(
     """Choose each layer's data type by measured latency and quality; of a language model its weight format,
     by size and KL. A search that was stopped goes on."""
     from .. import pipeline
-    from ..frontends.lm import is_language_model
+    from ..frontends.language.model import is_language_model
     from ..pipeline.data_files import parse_shapes, read_labels, read_samples
     from .bits import FormatSearch, refuse, search_formats
     from .tables import searched

@@ -1,8 +1,27 @@
 """Weight formats: codes of a few bits, grouped, each group with a scale and a table of levels."""
 
-from .coded import Coded, Family, Format, Parameters
-from .encode import codes_of, decode, encode, levels, scales, side_of, tables
-from .families import FAMILIES, bits_per_weight, family_of, format_names, format_of
+from .coded import (
+    Coded,
+    Family,
+    Format,
+    Parameters,
+)
+from .encode import (
+    codes_of,
+    decode,
+    encode,
+    levels,
+    scales,
+    side_of,
+    tables,
+)
+from .families import (
+    FAMILIES,
+    bits_per_weight,
+    family_of,
+    format_names,
+    format_of,
+)
 
 __all__ = [
     "FAMILIES",

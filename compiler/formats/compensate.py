@@ -18,8 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from .coded import Coded, Format
-from .encode import checked, decode, encode, row_scale_of
-from .factor import DAMPING, Block, blocks_of, checked_hessian, factor_of
+from .encode import (
+    checked,
+    decode,
+    encode,
+    row_scale_of,
+)
+from .factor import (
+    DAMPING,
+    Block,
+    blocks_of,
+    checked_hessian,
+    factor_of,
+)
 from .scales import Store
 from .state import State
 from .sweep import sweep

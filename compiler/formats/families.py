@@ -7,7 +7,13 @@ import re
 from ..errors import FormatError
 from .binary import BCQ, SHIFT_ADD, SHIFT_ADD_PURE
 from .bitmod import BITMOD
-from .coded import ROW_SCALE_BITS, SCALE_BITS, SCALES, Family, Format
+from .coded import (
+    ROW_SCALE_BITS,
+    SCALE_BITS,
+    SCALES,
+    Family,
+    Format,
+)
 from .float_codes import FLOAT, NORMAL_FLOAT
 from .integer import ASYMMETRIC, SYMMETRIC
 

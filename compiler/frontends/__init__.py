@@ -67,7 +67,7 @@ def load_model(
 
 
 def _load_onnx(source: Any, shapes: Any, inputs: Any, constants: Any) -> Graph:
-    from .onnx import load_onnx
+    from .onnx.importer import load_onnx
 
     return load_onnx(source, shapes, inputs, constants=constants)
 

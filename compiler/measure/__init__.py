@@ -2,7 +2,12 @@
 
 from .latency import Latency, measure_latency
 from .memory import Memory, measure_memory
-from .quality import Quality, decibels, quality, wilson
+from .quality import (
+    Quality,
+    decibels,
+    quality,
+    wilson,
+)
 
 __all__ = [
     "Latency",

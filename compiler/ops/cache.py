@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from ..ir import TensorType
-from .opdef import Attrs, OpDef, Sample, Types, given, present, require
+from .opdef import (
+    Attrs,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    present,
+    require,
+)
 from .rope import check_position, first_row
 
 CACHE_TYPES = ("float32", "float16", "int8")

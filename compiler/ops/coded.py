@@ -16,11 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from ..formats import Coded, Format, decode, encode, family_of, format_of, levels, scales
+from ..formats import (
+    Coded,
+    Format,
+    decode,
+    encode,
+    family_of,
+    format_of,
+    levels,
+    scales,
+)
 from ..ir import TensorType
 from .activations import ACT_ATTRS, ACTIVATIONS, activate
 from .index import check_indices, inside
-from .opdef import Attrs, OpDef, Sample, Types, given, present, require
+from .opdef import (
+    Attrs,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    present,
+    require,
+)
 
 ACTIVATION_TYPES = ("float32", "int8", "int8:group")
 ROWS = 2048

@@ -10,7 +10,15 @@ from typing import Any
 
 from ..ir import TensorType
 from .conv import nchw
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, require
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+)
 
 
 def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

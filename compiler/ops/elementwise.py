@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..ir import TensorType
-from .activations import ACT_ATTRS, ACTIVATIONS, activate, activate_relax
+from .activations import (
+    ACT_ATTRS,
+    ACTIVATIONS,
+    activate,
+    activate_relax,
+)
 from .epilogue import store
 from .numbers import (
     dtype_of,

@@ -14,7 +14,15 @@ import numpy as np
 
 from ..ir import TensorType
 from .numbers import dtype_of
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, require
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+)
 
 INDEX_TYPES = ("int32", "int64")
 

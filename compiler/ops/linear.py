@@ -7,8 +7,22 @@ from typing import Any
 
 from ..ir import TensorType
 from .activations import activate_relax
-from .epilogue import EPILOGUE_ATTRS, check_epilogue, check_residual, finish
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, present, require
+from .epilogue import (
+    EPILOGUE_ATTRS,
+    check_epilogue,
+    check_residual,
+    finish,
+)
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    present,
+    require,
+)
 
 
 def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

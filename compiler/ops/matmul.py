@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..ir import TensorType
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, broadcast_shapes, given, present, require
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    broadcast_shapes,
+    given,
+    present,
+    require,
+)
 
 Perm = tuple[int, ...]
 

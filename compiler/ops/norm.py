@@ -13,7 +13,16 @@ from typing import Any
 
 from ..ir import TensorType
 from .elementwise import same_axes
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, present, require
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    present,
+    require,
+)
 
 
 def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

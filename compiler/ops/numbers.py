@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..ir import TensorType
-from .opdef import Attrs, Types, broadcast_shapes, given, require_plain
+from .opdef import (
+    Attrs,
+    Types,
+    broadcast_shapes,
+    given,
+    require_plain,
+)
 
 
 def by_numpy(function: Callable[..., Any], *tensors: Any) -> Any:

@@ -21,7 +21,7 @@ Slot = tuple[str, int]
 Coupling = frozenset[Slot]
 REAL = ("float32", "float64")
 NUMBERS = (*REAL, "int32", "int64", "uint32", "uint64")
-"""What arithmetic is done in: narrower integers are widened before it (frontends/converter.py)."""
+"""What arithmetic is done in: narrower integers are widened before it (frontends/onnx/converter.py)."""
 
 
 class TypeRuleError(InternalError):

@@ -9,7 +9,17 @@ import numpy as np
 
 from ..ir import TensorType
 from .numbers import by_numpy
-from .opdef import NUMBERS, Attrs, Coupling, OpDef, Sample, Types, given, require, require_plain
+from .opdef import (
+    NUMBERS,
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+    require_plain,
+)
 
 
 def check_axis(x: TensorType, axis: Any) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from ..ir import TensorType
-from .opdef import Attrs, OpDef, Sample, Types, given, require
+from .opdef import (
+    Attrs,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+)
 
 MODES = ("constant", "edge", "reflect", "wrap")
 """numpy.pad's names. All but the first pad one axis, or two neighbouring ones, per node."""

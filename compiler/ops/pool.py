@@ -8,7 +8,14 @@ from typing import Any
 
 from ..ir import TensorType
 from .conv import nchw, out_size
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, require
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    require,
+)
 
 POOL_ATTRS: dict[str, Any] = {
     "kernel": None,

@@ -8,7 +8,14 @@ from typing import Any
 from ..ir import TensorType
 from .elementwise import same_axes
 from .epilogue import store
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, require
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    require,
+)
 
 
 def _infer_quantize(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

@@ -1,7 +1,7 @@
 """Recurrent layers of one direction: the loop over time.
 
 What comes from the input is computed before, for all steps at once, by a `linear` layer
-(frontends/onnx_recurrent.py).
+(frontends/onnx/recurrent.py).
 
     x [steps, batch, gates * hidden]      W x_t plus all biases that are outside of a reset gate
     r [gates * hidden, hidden]            recurrent weights
@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 
 from ..ir import TensorType
-from .opdef import Attrs, OpDef, Sample, Types, given, present, require
+from .opdef import (
+    Attrs,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    present,
+    require,
+)
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 FUNCTIONS = {"lstm": 3, "gru": 2, "rnn": 1}

@@ -9,7 +9,17 @@ import numpy as np
 
 from ..ir import TensorType
 from .numbers import by_numpy, dtype_of
-from .opdef import NUMBERS, REAL, Attrs, Coupling, OpDef, Sample, Types, given, require
+from .opdef import (
+    NUMBERS,
+    REAL,
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+)
 
 
 def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:

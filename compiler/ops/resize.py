@@ -1,6 +1,6 @@
 """Resizing an image: nearest neighbour (any element type) and linear, over height and width.
 
-Other modes and axes are brought to these, or to products with constant matrices (frontends/onnx_resize.py).
+Other modes and axes are brought to these, or to products with constant matrices (frontends/onnx/resize.py).
 """
 
 from __future__ import annotations
@@ -10,8 +10,22 @@ from typing import Any
 
 from ..ir import TensorType
 from .conv import nchw
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, require
-from .resampling import COORDS, ROUNDINGS, Sampling, linear, nearest
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+)
+from .resampling import (
+    COORDS,
+    ROUNDINGS,
+    Sampling,
+    linear,
+    nearest,
+)
 
 MODES = ("nearest", "linear")
 

@@ -17,7 +17,14 @@ import numpy as np
 
 from ..ir import TensorType
 from .index import INDEX_TYPES
-from .opdef import Attrs, OpDef, Sample, Types, given, require
+from .opdef import (
+    Attrs,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+)
 
 
 def check_position(kind: TensorType) -> None:

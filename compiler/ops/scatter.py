@@ -9,7 +9,14 @@ import numpy as np
 
 from ..ir import TensorType
 from .index import check_indices, infer_gather_elements, inside
-from .opdef import Attrs, OpDef, Sample, Types, given, require
+from .opdef import (
+    Attrs,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+)
 
 REDUCTIONS = ("none", "add", "mul", "max", "min")
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from ..ir import TensorType
 from .elementwise import same_axes
-from .opdef import Attrs, Coupling, OpDef, Sample, Types, given, require
+from .opdef import (
+    Attrs,
+    Coupling,
+    OpDef,
+    Sample,
+    Types,
+    given,
+    require,
+)
 
 
 def _infer_reshape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

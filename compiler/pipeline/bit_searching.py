@@ -18,14 +18,14 @@ from ..artifact.manifest import MANIFEST
 from ..errors import InputError
 from ..files import write_whole
 from ..formats import decode, format_of
-from ..frontends.lm import LanguageModel
+from ..frontends.language.model import LanguageModel
 from ..plan import Plan
 from .models import Progress, cross_compile
 
 if TYPE_CHECKING:
     from ...passes.layer_coder import EncodeOptions
-    from ...search.bit_search import BitSearch
-    from ...search.bit_trials import Trial
+    from ...search.bits.search import BitSearch
+    from ...search.bits.trials import Trial
 
 FORMATS = ("int2:64", "bitmod3:64", "bitmod4:64", "int5:64", "int6:64", "int8:64")
 """A ladder from 2 to 8 bits. Groups of 64 divide more widths than those of 128, and what the last group of
@@ -104,7 +104,7 @@ def search_bits(
     calibration  a text such as the model is for; a quarter of its windows is held back to judge plans on
     constraints  one of size<=60MB, size<=0.3x, bits<=3.5, kl<=0.02
     formats      what a layer can become
-    table        curvature, output, shiftadd or measured (search/bit_tables.py)
+    table        curvature, output, shiftadd or measured (search/bits/tables.py)
     trials       plans whose KL is measured; the first is the exact allocation for the table
     tokens       of the text that are read; the model's float32 weights are held in memory meanwhile
     encode       how the chosen plan's weights are coded
@@ -112,8 +112,8 @@ def search_bits(
     Raises InputError (bounds and formats, a text that is too short, a folder of another search), OutputError.
     """
     from ...passes.layer_coder import EncodeOptions
-    from ...search.bit_bounds import parse_bound
-    from ...search.bit_search import BitSearch, BitSettings
+    from ...search.bits.bounds import parse_bound
+    from ...search.bits.search import BitSearch, BitSettings
 
     place, report = Path(out), progress or (lambda stage, done, total: None)
     settings = BitSettings(
@@ -161,7 +161,7 @@ class _Finish:
     report: Progress
 
     def result(self) -> BitSearchResult:
-        from ...search.bit_search import float_bytes_of, uncoded_bytes
+        from ...search.bits.search import float_bytes_of, uncoded_bytes
 
         search, bound = self.search, self.search.settings.bound
         graph = self.model.graph(1, 1)
@@ -181,7 +181,7 @@ class _Finish:
         return self._written(best, kl, size, met)
 
     def _plan(self, best: Trial) -> Plan:
-        from ...search.bit_units import plan_of
+        from ...search.bits.units import plan_of
 
         return plan_of(self.search.graph, self.search.units, best.choices)
 
@@ -216,7 +216,7 @@ class _Finish:
         return sum(file.bytes for file in files) + (place / MANIFEST).stat().st_size
 
     def _written(self, best: Trial, kl: float, size: int, met: bool) -> BitSearchResult:
-        from ...search.bit_trials import pareto
+        from ...search.bits.trials import pareto
 
         search, plan = self.search, self._plan(best)
         point = {id(t): self._point(t) for t in search.explorer.trials}

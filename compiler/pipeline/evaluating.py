@@ -99,7 +99,7 @@ def _found(place: str | os.PathLike[str], window: int, progress: Progress | None
     """The artifact there; that of the checkpoint there, in float32."""
     if (Path(place) / MANIFEST).exists():
         return open(place)
-    from ..frontends.lm import is_language_model, load_language_model
+    from ..frontends.language.model import is_language_model, load_language_model
     from .models import compile
 
     if not is_language_model(place):

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any, overload
 
 from ..analysis.cost import layer_storage, node_cost
-from ..artifact import ArraySpec, Artifact, Language, Manifest, check_files, read_manifest
+from ..artifact import (
+    ArraySpec,
+    Artifact,
+    Language,
+    Manifest,
+    check_files,
+    read_manifest,
+)
 from ..artifact.manifest import MANIFEST
 from ..errors import ArtifactError, InputError
-from ..frontends.lm import LanguageModel
+from ..frontends.language.model import LanguageModel
 from ..ir import Graph, Node
 from ..ledger import LedgerRow
 from ..plan import FORMATS, layers_of

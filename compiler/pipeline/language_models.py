@@ -10,7 +10,7 @@ from typing import Any
 from ..artifact import Language
 from ..errors import InputError
 from ..formats import Coded, Format
-from ..frontends.lm import LanguageModel
+from ..frontends.language.model import LanguageModel
 from ..ir import Graph
 from ..plan import Plan, layers_of, tables_of
 from .buckets import one_or_more

@@ -13,7 +13,14 @@ import numpy as np
 from ..artifact import Artifact, open
 from ..errors import InputError
 from ..ir import Graph
-from ..measure import Latency, Memory, Quality, measure_latency, measure_memory, quality
+from ..measure import (
+    Latency,
+    Memory,
+    Quality,
+    measure_latency,
+    measure_memory,
+    quality,
+)
 from ..samples import Samples
 from .feeds import random_feed, sample_feeds, signature
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ...targets.target import Target
     from ..calibrate import Ranges
     from ..formats import Coded
-    from ..frontends.lm import LanguageModel
+    from ..frontends.language.model import LanguageModel
 
 PathLike = str | os.PathLike[str]
 Shapes: TypeAlias = "Mapping[str, int | Sequence[int]]"
@@ -81,7 +81,7 @@ def load(
     UnsupportedError (lists all that cannot be compiled).
     """
     from ..frontends import load_model
-    from ..frontends.lm import is_language_model, load_language_model
+    from ..frontends.language.model import is_language_model, load_language_model
 
     if is_language_model(source):
         if shapes or inputs is not None or constants:

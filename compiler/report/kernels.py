@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..analysis.roofline import KernelRow, Roofline
-from .tables import Cell, Head, Row, number
+from .tables import (
+    Cell,
+    Head,
+    Row,
+    number,
+)
 
 HEADS = (
     Head("layer", number=False, help="with the kernel that computes it"),

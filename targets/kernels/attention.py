@@ -24,7 +24,15 @@ from typing import Any
 from . import emit
 from .matmul import batch_offset
 from .partial import load_part, store_part
-from .product import Blocks, Matrix, Parts, each_tile, pack, tile, tiling_of_two
+from .product import (
+    Blocks,
+    Matrix,
+    Parts,
+    each_tile,
+    pack,
+    tile,
+    tiling_of_two,
+)
 from .tiling import Split
 from .vectors import across
 

@@ -26,7 +26,15 @@ from . import emit
 from .epilogue import Epilogue
 from .gelu import gelu
 from .partial import load_part, store_part
-from .product import Blocks, Matrix, Parts, each_tile, pack, tile, tiling_of
+from .product import (
+    Blocks,
+    Matrix,
+    Parts,
+    each_tile,
+    pack,
+    tile,
+    tiling_of,
+)
 from .tiling import Split
 
 DEPTH = 384

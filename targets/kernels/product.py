@@ -13,7 +13,14 @@ from typing import Any
 from . import emit
 from .mac import float_mac
 from .partial import load_part
-from .tiling import MANY_ROWS, Cost, Split, best_tile, split, step_cycles
+from .tiling import (
+    MANY_ROWS,
+    Cost,
+    Split,
+    best_tile,
+    split,
+    step_cycles,
+)
 from .vectors import transposed
 
 UNROLL_STEPS = 8

@@ -5,27 +5,48 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .cache_spec import CacheWriteSpec, CombineSpec, DecodeSpec, PrefillSpec, RopeSpec
-from .cache_write import emit_cache_write, emit_rope
-from .cached_decode import emit_combine, emit_decode
-from .cached_prefill import emit_prefill
-from .coded import CODED_EMITTERS
+from .cache.decode import emit_combine, emit_decode
+from .cache.prefill import emit_prefill
+from .cache.spec import (
+    CacheWriteSpec,
+    CombineSpec,
+    DecodeSpec,
+    PrefillSpec,
+    RopeSpec,
+)
+from .cache.write import emit_cache_write, emit_rope
+from .coded.emitters import CODED_EMITTERS
+from .conv.depthwise import emit_depthwise
+from .conv.depthwise_spec import DepthwiseSpec
+from .conv.gemm import emit_gemm
+from .conv.gemm_spec import GemmSpec
+from .conv.pool import (
+    MeanSpec,
+    PoolSpec,
+    emit_mean,
+    emit_pool,
+)
+from .conv.winograd import emit_winograd, emit_winograd_input
+from .conv.winograd_spec import WinogradInputSpec, WinogradSpec
 from .cumulate import CumulateSpec, emit_cumulate
-from .depthwise import emit_depthwise
-from .depthwise_spec import DepthwiseSpec
-from .gemm import emit_gemm
-from .gemm_spec import GemmSpec
-from .peak import RateSpec, StreamSpec, emit_rate, emit_stream
-from .pointwise import CopySpec, PointwiseSpec, emit_copy, emit_pointwise
-from .pool import MeanSpec, PoolSpec, emit_mean, emit_pool
+from .peak import (
+    RateSpec,
+    StreamSpec,
+    emit_rate,
+    emit_stream,
+)
+from .pointwise import (
+    CopySpec,
+    PointwiseSpec,
+    emit_copy,
+    emit_pointwise,
+)
 from .recurrent import emit_recurrent
 from .recurrent_spec import RecurrentSpec
 from .resize import ResizeSpec, emit_resize
 from .scatter import ScatterSpec, emit_scatter
 from .tensor_table import TENSOR_EMITTERS
 from .topk import TopKSpec, emit_topk
-from .winograd import emit_winograd, emit_winograd_input
-from .winograd_spec import WinogradInputSpec, WinogradSpec
 
 EMITTERS: dict[type, Callable[[Any, str], Any]] = {
     **TENSOR_EMITTERS,

@@ -1,0 +1,1 @@
+"""Language models: graphs built from Hugging Face directories and GGUF files."""

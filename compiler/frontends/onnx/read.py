@@ -1,0 +1,254 @@
+"""Reads an ONNX file that may be damaged or hostile: a checked model with its weights, or one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ModelError, UnsupportedError
+
+OLDEST_OPSET = 7
+MAX_BYTES = 2**31 - 1
+"""Protobuf's limit for one message; the checker and shape inference need the whole model as one."""
+
+
+def read_onnx(source: Path | Any, label: str) -> Any:
+    """The ModelProto of a path, or a copy of a given ModelProto; `label` is what to call it in messages.
+
+    Raises ModelError, or UnsupportedError for operator sets that are too old or too new.
+    """
+    import onnx
+
+    if isinstance(source, Path):
+        model = _parse(source)
+        _load_external(model, source)
+    else:
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors_of(model)):
+            raise ModelError(
+                f"{label}: weights are in another file; give the path of the model's file instead"
+            )
+    _check(model, label)
+    _check_weights(model, label)
+    return model
+
+
+def _parse(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UnsupportedError(
+                f"{path}: {size / 1e9:.1f} GB; models over 2 GB are not supported by this version"
+            )
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not data:
+        raise ModelError(f"{path}: the file is empty")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(f"{path}: not an ONNX model, or damaged (the download may be incomplete)") from None
+    if any(isinstance(text, bytes) for text in _texts(model)):
+        raise ModelError(f"{path}: damaged: it has names that are not text")
+    if not model.ir_version or not model.HasField("graph"):
+        raise ModelError(f"{path}: not an ONNX model, or damaged (it has no version or no graph)")
+    return model
+
+
+def _texts(message: Any) -> Iterator[str | bytes]:
+    """All strings of a protobuf message; protobuf gives those that are not valid UTF-8 as bytes."""
+    for field, value in message.ListFields():
+        values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+        if field.type == field.TYPE_STRING:
+            yield from values
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in values:
+                yield from _texts(inner)
+
+
+def _load_external(model: Any, path: Path) -> None:
+    """Read weights that lie beside the file. onnx itself refuses locations outside the model's directory."""
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    total = 0
+    for tensor in tensors_of(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        try:
+            load_external_data_for_tensor(tensor, str(path.parent))
+        except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"{path}: weights of {tensor.name!r} cannot be read from their own file: {first_line(error)}"
+            ) from None
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+        total += len(tensor.raw_data)
+        if total > MAX_BYTES:
+            raise UnsupportedError(f"{path}: models over 2 GB are not supported by this version")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message: libraries put dumps of the whole node behind it."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def graphs_of(graph: Any) -> Iterator[Any]:
+    """A graph and those nested in its nodes' attributes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+                yield from graphs_of(inner)
+
+
+def tensors_of(model: Any) -> Iterator[Any]:
+    """Every TensorProto: initializers and tensor attributes, nested graphs and functions included."""
+    for graph in graphs_of(model.graph):
+        yield from graph.initializer
+        for node in graph.node:
+            yield from _attribute_tensors(node)
+    for function in model.functions:
+        for node in function.node:
+            yield from _attribute_tensors(node)
+
+
+def _attribute_tensors(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+
+
+def _check(model: Any, label: str) -> None:
+    import onnx
+
+    _check_opset(model, label)
+    try:
+        with _shapes_present(model.graph):
+            onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        unknown = _unknown_operators(model)
+        if unknown:
+            raise UnsupportedError(
+                f"{label}: operators that ONNX {onnx.__version__} does not define: {', '.join(unknown)}"
+            ) from None
+        raise ModelError(f"{label}: not a valid ONNX model: {first_line(error)}") from None
+    if not model.graph.node:
+        raise ModelError(f"{label}: the graph has no nodes")
+    if not model.graph.output:
+        raise ModelError(f"{label}: the graph has no outputs")
+    _check_outputs(model.graph, label)
+
+
+@contextmanager
+def _shapes_present(graph: Any) -> Iterator[None]:
+    """The checker wants a shape on all inputs and outputs; the user may give one, and others are inferred."""
+    bare = [
+        value.type.tensor_type
+        for value in (*graph.input, *graph.output)
+        if value.type.HasField("tensor_type")
+    ]
+    bare = [kind for kind in bare if not kind.HasField("shape")]
+    for kind in bare:
+        kind.shape.SetInParent()
+    try:
+        yield
+    finally:
+        for kind in bare:
+            kind.ClearField("shape")
+
+
+def _check_opset(model: Any, label: str) -> None:
+    import onnx
+
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    newest = onnx.defs.onnx_opset_version()
+    if not versions:
+        raise ModelError(f"{label}: not a valid ONNX model: it names no operator set")
+    if not OLDEST_OPSET <= versions[0] <= newest:
+        raise UnsupportedError(
+            f"{label}: operator set {versions[0]}; bitsmith reads {OLDEST_OPSET} to {newest}: export it again"
+        )
+
+
+def _unknown_operators(model: Any) -> list[str]:
+    """Operators of the default domain that have no schema and no function in the model."""
+    import onnx
+
+    local = {(f.domain, f.name) for f in model.functions}
+    nodes = (node for graph in graphs_of(model.graph) for node in graph.node)
+    used = {
+        node.op_type for node in nodes if node.domain in ("", "ai.onnx") and ("", node.op_type) not in local
+    }
+    return sorted(op for op in used if not onnx.defs.has(op))
+
+
+def _check_outputs(graph: Any, label: str) -> None:
+    """What the checker leaves out: outputs that nobody makes, or that share a name."""
+    names = [value.name for value in graph.output]
+    made = {out for node in graph.node for out in node.output}
+    made |= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    missing = [name for name in names if name not in made]
+    if missing:
+        raise ModelError(
+            f"{label}: not a valid ONNX model: no node makes its output {', '.join(map(repr, missing))}"
+        )
+    if len(set(names)) != len(names):
+        raise ModelError(f"{label}: not a valid ONNX model: two outputs have one name")
+
+
+def _check_weights(model: Any, label: str) -> None:
+    """NaN nowhere; infinity not in weights of layers (elsewhere it is a mask, or an open bound of a Clip)."""
+    weights = {v for graph in graphs_of(model.graph) for node in graph.node for v in _weights_of(node)}
+    broken = []
+    for tensor in tensors_of(model):
+        array = to_array(tensor, label)
+        if array.dtype.kind != "f":
+            continue
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(np.float32))
+        if np.isnan(array).any() or (tensor.name in weights and not finite.all()):
+            bad = int(array.size - finite.sum())
+            broken.append(f"  {tensor.name or '(unnamed constant)'}: {bad} of {array.size} values")
+    if broken:
+        raise ModelError(
+            "\n".join(
+                [
+                    f"{label}: weights with NaN or infinity:",
+                    *broken,
+                    "The model's training or export is at fault.",
+                ]
+            )
+        )
+
+
+def _weights_of(node: Any) -> Sequence[str]:
+    """What a node multiplies its data with."""
+    layers = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
+    return list(node.input) if node.op_type in layers else []
+
+
+def to_array(tensor: Any, label: str = "ONNX model") -> np.ndarray:
+    """A tensor as numpy array; numbers stored in 16 bits become float32. Raises ModelError."""
+    from onnx import TensorProto, numpy_helper
+
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ModelError(f"{label}: tensor {tensor.name!r} is damaged: {first_line(error)}") from None
+    if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+        return array.astype(np.float32)
+    return np.asarray(array)

@@ -1,0 +1,1 @@
+"""Choosing the weight format of each layer of a language model."""

@@ -1,0 +1,52 @@
+"""What a search over weight formats may be bound by.
+
+size<=60MB    size<=0.3x (of the weights in float32)     the artifact on disk
+bits<=3.5                                                mean bits per coded weight, with all metadata
+kl<=0.02                                                 nats per token from the float model
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...compiler.errors import InputError
+from ..objectives import parse_constraint
+
+KINDS = ("size", "bits", "kl")
+
+
+@dataclass(frozen=True)
+class BitBound:
+    """`limit`: bytes, a share of the float size (`relative`), bits, or nats."""
+
+    kind: str
+    limit: float
+    relative: bool
+    text: str
+
+    def bytes(self, weights: int, float_bytes: int, other_bytes: int) -> int:
+        """The room for codes, of a bound on size or bits; `other_bytes` of the artifact are no codes."""
+        if self.kind == "bits":
+            return math.floor(self.limit * weights / 8)
+        whole = self.limit * float_bytes if self.relative else self.limit
+        return max(math.floor(whole) - other_bytes, 0)
+
+
+def parse_bound(texts: Sequence[str]) -> BitBound:
+    """The one bound of a search. Raises InputError for none, several, and what is not known."""
+    forms = "size<=60MB, size<=0.3x, bits<=3.5 or kl<=0.02"
+    if isinstance(texts, str) or len(texts) != 1:
+        raise InputError(f"a search over a language model's weight formats needs one bound: {forms}")
+    text = texts[0].replace(" ", "")
+    if match := re.fullmatch(r"bits<=([0-9]+(?:\.[0-9]+)?)", text):
+        limit = float(match[1])
+        if not 1 <= limit <= 16:
+            raise InputError(f"bound {text!r}: {limit:g} bits are out of range, 1 to 16")
+        return BitBound("bits", limit, False, text)
+    if re.match(r"[a-z_]*", text)[0] not in KINDS:  # type: ignore[index]
+        raise InputError(f"bound {text!r} is not for language models: give {forms}")
+    found = parse_constraint(text)
+    return BitBound(found.metric, found.bound, found.relative, found.text)

@@ -1,0 +1,123 @@
+"""How far a language model moves when its weights are coded: KL from the float model on some texts, and how
+much each output of each layer counts for it.
+
+Everything runs in the reference executor, with float32 activations; the weights are held once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...compiler.errors import InputError
+from ...compiler.ir import Graph
+from ...compiler.ops import OPS
+
+Runs = Sequence[Mapping[str, np.ndarray]]
+ROWS = 64
+"""Rows of logits that are compared at a time, in float64."""
+
+
+class Judge:
+    """`graph`: one output, logits [tokens, vocabulary]; `runs`: its inputs, as compiler/samples.py gives
+    them.
+    """
+
+    def __init__(self, graph: Graph, runs: Runs) -> None:
+        import torch
+
+        self.graph, self.runs = graph, runs
+        self.params = {name: torch.from_numpy(np.array(graph.params[name])) for name in graph.params}
+        self._wanted = [self._logits(run, {}) for run in runs]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(logits) for logits in self._wanted)
+
+    def kl(self, replaced: Mapping[str, np.ndarray]) -> float:
+        """Mean over all tokens of KL(float || with these matrices in place of its own), nats. Raises
+        InputError where the logits are no numbers.
+        """
+        import torch
+
+        params = {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in replaced.items()}
+        total = 0.0
+        for run, wanted in zip(self.runs, self._wanted, strict=True):
+            found = self._logits(run, params)
+            for begin in range(0, len(wanted), ROWS):
+                theirs, ours = (
+                    each[begin : begin + ROWS].double().log_softmax(-1) for each in (wanted, found)
+                )
+                total += float((theirs.exp() * (theirs - ours)).sum())
+        if not np.isfinite(total):
+            raise InputError(f"the logits of {self.graph.name!r} with coded weights are not all numbers")
+        return total / self.tokens
+
+    def _logits(self, run: Mapping[str, np.ndarray], params: Mapping[str, Any]) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self._forward(run, params, ())[self.graph.outputs[0]]
+
+    def _forward(
+        self, run: Mapping[str, np.ndarray], params: Mapping[str, Any], watched: Sequence[str]
+    ) -> dict[str, Any]:
+        """Values that are alive at the end, and those watched."""
+        import torch
+
+        values: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in run.items()}
+        last = {v: i for i, node in enumerate(self.graph.nodes) for v in node.inputs}
+        kept = {*self.graph.outputs, *watched}
+        for i, node in enumerate(self.graph.nodes):
+            op = OPS[node.op]
+            args = [self._value(v, values, params) if v else None for v in node.inputs]
+            result = op.reference(args, op.complete(node.attrs))
+            for value, tensor in zip(
+                node.outputs, result if isinstance(result, tuple) else (result,), strict=True
+            ):
+                values[value] = _watched(tensor) if value in watched else tensor
+            for v in node.inputs:
+                if last[v] == i and v not in kept:
+                    values.pop(v, None)
+        return values
+
+    def _value(self, name: str, values: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
+        for source in (values, params):
+            if name in source:
+                return source[name]
+        return self.params[name]
+
+    def curvature(self, layers: Sequence[str], seed: int = 0, draws: int = 1) -> dict[str, np.ndarray]:
+        """float64 [outputs] for each layer: mean over tokens of the squared gradient of the log likelihood of
+        tokens drawn from the model itself, with respect to the layer's outputs.
+
+        That is the diagonal of the Fisher information, the second derivative of KL at the float model
+        (Martens, JMLR 2020): moving the outputs by d costs about 1/2 sum curvature * mean d^2 nats a token.
+        """
+        import torch
+
+        random = torch.Generator().manual_seed(seed)
+        values = {layer: self.graph.node(layer).output for layer in layers}
+        total = {layer: np.zeros(self.graph.type_of(value).shape[-1]) for layer, value in values.items()}
+        rows = 0
+        for run in self.runs:
+            with torch.enable_grad():
+                kept = self._forward(run, {}, tuple(values.values()))
+                logits = kept[self.graph.outputs[0]]
+                shares = logits.detach().softmax(-1)
+                for draw in range(draws):
+                    drawn = torch.multinomial(shares, 1, generator=random)[:, 0]
+                    loss = torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")
+                    chosen = [kept[value] for value in values.values()]
+                    slopes = torch.autograd.grad(loss, chosen, retain_graph=draw + 1 < draws)
+                    for layer, slope in zip(values, slopes, strict=True):
+                        total[layer] += slope.double().square().reshape(-1, slope.shape[-1]).sum(0).numpy()
+            rows += len(logits)
+        return {layer: each / (rows * draws) for layer, each in total.items()}
+
+
+def _watched(tensor: Any) -> Any:
+    """The tensor as one that gradients reach; the first of them begins the graph of gradients."""
+    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()

@@ -1,0 +1,157 @@
+"""A weight format for each unit of a language model's layers, for a bound on size, bits or KL.
+
+    table      what each format costs in each unit            (bit_tables.py; kept in the folder)
+    trials     exact allocations, judged by measured KL       (bit_trials.py; kept in the folder)
+
+The texts that plans are judged on are not those that the table was made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ...compiler.errors import InputError
+from ...compiler.formats import Format
+from ...compiler.ir import Graph
+from .bounds import BitBound
+from .judge import Judge, Runs
+from .memory import BitMemory
+from .tables import (
+    KINDS,
+    Importance,
+    losses,
+    measured,
+)
+from .trials import CodedWeights, Explorer, Trial
+from .units import Unit, units_of
+
+PROBE_BITS = 4
+"""A table of measured KL is measured in the format that has about so many bits."""
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BitSettings:
+    """`table`: one of bit_tables.KINDS. Raises InputError for what is not known."""
+
+    bound: BitBound
+    formats: tuple[Format, ...]
+    table: str
+    trials: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.table not in KINDS:
+            raise InputError(f"tables of losses are {', '.join(KINDS)}, not {self.table!r}")
+        if not self.formats:
+            raise InputError("give at least one weight format")
+        if self.trials < 1:
+            raise InputError(f"a search measures at least one plan, not {self.trials}")
+
+    @property
+    def identity(self) -> str:
+        """What its table and trials depend on, beside the model and the texts. Not the bound: trials of one
+        help another."""
+        return f"{sorted(map(str, self.formats))} {self.table} {self.seed}"
+
+
+class BitSearch:
+    """`graph` (one output, logits) runs on `table_runs` for the table, on `judge_runs` for the trials."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        table_runs: Runs,
+        judge_runs: Runs,
+        settings: BitSettings,
+        folder: Path | None,
+        report: Report,
+    ) -> None:
+        self.graph, self.settings, self.report = graph, settings, report
+        self.units: tuple[Unit, ...] = units_of(graph)
+        self.memory = BitMemory(folder, _identity(graph, (table_runs, judge_runs), settings))
+        self.went_on = len(self.memory.trials)
+        self.judge = Judge(graph, judge_runs)
+        self.table, self.importance = self._table(table_runs)
+        self.weights = CodedWeights(graph, self.importance)
+        self.explorer = Explorer(
+            self.judge,
+            self.units,
+            self.table,
+            self.weights,
+            known=self.memory.trials,
+            tell=self._heard,
+            seed=settings.seed,
+        )
+
+    @property
+    def coded_weights(self) -> int:
+        return sum(unit.weights for unit in self.units)
+
+    def best(self, other_bytes: int, float_bytes: int) -> Trial | None:
+        """The best plan within the bound, None when none is. `other_bytes`: of all that is not codes."""
+        bound, count = self.settings.bound, self.settings.trials
+        if bound.kind == "kl":
+            return self.explorer.below(bound.limit, count)
+        return self.explorer.within(bound.bytes(self.coded_weights, float_bytes, other_bytes), count)
+
+    def _heard(self, trial: Trial) -> None:
+        self.memory.add(trial)
+        self.report("measuring plans", len(self.memory.trials) - self.went_on, self.settings.trials)
+
+    def _table(self, runs: Runs) -> tuple[Mapping[str, Mapping[Format, float]], Importance]:
+        kept = self.memory.table()
+        if kept is not None:
+            return kept
+        kind, importance = self.settings.table, Importance()
+        layers = [layer for unit in self.units for layer in unit.layers]
+        slopes = None
+        if kind == "curvature":
+            slopes = Judge(self.graph, runs).curvature(layers, self.settings.seed)
+        found = losses(
+            self.graph,
+            runs,
+            self.units,
+            self.settings.formats,
+            slopes,
+            "output" if kind == "measured" else kind,
+            importance,
+            partial(self.report, "losses of layers"),
+        )
+        if kind == "measured":
+            weights = CodedWeights(self.graph, importance)
+            probe = min(self.settings.formats, key=lambda f: (abs(f.bits - PROBE_BITS), str(f)))
+            found = measured(
+                self.judge, self.units, found, probe, weights.decoded, partial(self.report, "KL of units")
+            )
+        self.memory.keep_table(found, importance)
+        return found, importance
+
+
+def _identity(graph: Graph, texts: Sequence[Runs], settings: BitSettings) -> str:
+    digest = hashlib.sha256(f"{graph.content_hash} {settings.identity}".encode())
+    for runs in texts:
+        for run in runs:
+            for name in sorted(run):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(run[name]).data)
+    return digest.hexdigest()
+
+
+def uncoded_bytes(graph: Graph, units: Sequence[Unit]) -> int:
+    """Of the parameters that no unit codes."""
+    coded = {matrix.name for unit in units for matrix in unit.matrices}
+    return sum(graph.type_of(name).nbytes for name in graph.used_params() if name not in coded)
+
+
+def float_bytes_of(graph: Graph) -> int:
+    """Of all parameters, each once."""
+    return sum(math.prod(graph.type_of(name).shape) * 4 for name in graph.used_params())

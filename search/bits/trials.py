@@ -1,0 +1,188 @@
+"""Plans around an additive table, judged by measured KL.
+
+The exact allocation for the table comes first. As losses of units do not quite add up, the table is then
+taken as a prior, each measured plan as a noisy sum of its entries, and the next plan is the exact allocation
+for a table drawn from the posterior: Thompson sampling, as in belief.py, with several choices for each unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...compiler.errors import InputError
+from ...compiler.formats import (
+    Coded,
+    Format,
+    decode,
+    encode,
+)
+from ...compiler.ir import Graph
+from ..allocation import Variant, choose
+from ..belief import posterior
+from .judge import Judge
+from .tables import Importance
+from .units import Unit
+
+SPREAD, NOISE = 0.5, 0.03
+"""Relative: of a table's entry, and of a measured sum."""
+HEATS = (0.0, 0.5, 0.5, 1.0)
+"""Of the draws in turn: 0 is the mean."""
+SMALLEST = 1e-12
+DRAWS = 3
+"""Draws for each plan that is wanted: some lead to plans that were measured before."""
+
+Choices = Mapping[str, Format]
+"""unit -> format."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A measured choice. `bytes`: of all codes; `predicted`: by the table; `kl`: nats per token."""
+
+    name: str
+    choices: Choices
+    bytes: int
+    predicted: float
+    kl: float
+
+
+class CodedWeights:
+    """Matrices in codes of least squared error (weighted by a layer's inputs), made once when asked for."""
+
+    def __init__(self, graph: Graph, importance: Importance) -> None:
+        self.graph, self.importance = graph, importance
+        self._codes: dict[tuple[str, Format], Coded] = {}
+
+    def decoded(self, unit: Unit, format: Format) -> dict[str, np.ndarray]:
+        """{matrix: float32 [n, k]}."""
+        for matrix in unit.matrices:
+            if (matrix.name, format) not in self._codes:
+                weight = self.graph.params[matrix.name]
+                width = weight.shape[1]
+                known = None if matrix.tied else self.importance.of_inputs.get(matrix.layers[0])
+                used = known if known is not None else np.ones(width, np.float32)
+                self._codes[matrix.name, format] = encode(weight, format, used)
+        return {m.name: decode(self._codes[m.name, format]) for m in unit.matrices}
+
+
+class Explorer:
+    """Measures choices. `known`: trials of a search that goes on; `tell(trial)` hears of each new one."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        units: Sequence[Unit],
+        table: Mapping[str, Mapping[Format, float]],
+        weights: CodedWeights,
+        *,
+        known: Sequence[Trial] = (),
+        tell: Callable[[Trial], None] = lambda trial: None,
+        seed: int = 0,
+    ) -> None:
+        self.judge, self.units, self.table, self.weights = judge, units, table, weights
+        self.trials, self.tell, self.seed = list(known), tell, seed
+        self._sizes = {unit.name: {f: unit.bytes(f) for f in table[unit.name]} for unit in units}
+        self._pairs = [(unit.name, f) for unit in units for f in table[unit.name]]
+
+    def bytes(self, choices: Choices) -> int:
+        return sum(self._sizes[unit][format] for unit, format in choices.items())
+
+    def predicted(self, choices: Choices) -> float:
+        return sum(self.table[unit][format] for unit, format in choices.items())
+
+    def measure(self, name: str, choices: Choices) -> Trial:
+        """The trial of these choices; measured before, it is that."""
+        for trial in self.trials:
+            if trial.choices == dict(choices):
+                return trial
+        replaced: dict[str, np.ndarray] = {}
+        for unit in self.units:
+            replaced |= self.weights.decoded(unit, choices[unit.name])
+        made = Trial(
+            name, dict(choices), self.bytes(choices), self.predicted(choices), self.judge.kl(replaced)
+        )
+        self.trials.append(made)
+        self.tell(made)
+        return made
+
+    def allocate(
+        self, losses: np.ndarray, *, max_bytes: int | None = None, max_loss: float | None = None
+    ) -> dict[str, Format] | None:
+        """The exact choices for losses in the order of the table's entries."""
+        menu: dict[str, list[Variant]] = {unit.name: [] for unit in self.units}
+        formats = {str(format): format for _, format in self._pairs}
+        for (unit, format), loss in zip(self._pairs, losses, strict=True):
+            menu[unit].append(Variant(str(format), float(loss), self._sizes[unit][format]))
+        found = choose(menu, max_bytes=max_bytes, max_loss=max_loss)
+        return None if found is None else {unit: formats[each.name] for unit, each in found.items()}
+
+    @property
+    def prior(self) -> np.ndarray:
+        return np.array([max(self.table[unit][format], SMALLEST) for unit, format in self._pairs])
+
+    def within(self, max_bytes: int, count: int) -> Trial:
+        """The best of `count` measured choices of at most so many bytes; those known before are among them.
+        Raises InputError where the smallest formats do not fit.
+        """
+        first = self.allocate(self.prior, max_bytes=max_bytes)
+        if first is None:
+            least = sum(min(sizes.values()) for sizes in self._sizes.values())
+            raise InputError(
+                f"the codes have room for {max_bytes} bytes, but take at least {least} in these formats: "
+                "raise the bound, or give formats of fewer bits"
+            )
+        self.measure("table", first)
+        for i in range(1, DRAWS * count):
+            fitting = [trial for trial in self.trials if trial.bytes <= max_bytes]
+            if len(fitting) >= count:
+                break
+            choices = self.allocate(self.drawn(i), max_bytes=max_bytes)
+            assert choices is not None, "the first allocation fitted"
+            self.measure(f"draw {len(self.trials)}", choices)
+        return min((t for t in self.trials if t.bytes <= max_bytes), key=lambda t: t.kl)
+
+    def below(self, max_kl: float, count: int) -> Trial | None:
+        """The smallest of `count` measured choices with at most this KL, None when none has: the bound on the
+        table's sum follows what was measured.
+        """
+        ratio = 1.0
+        for i in range(count):
+            choices = self.allocate(self.drawn(i) if i else self.prior, max_loss=max_kl / ratio)
+            if choices is None:
+                choices = {unit: max(sizes, key=sizes.__getitem__) for unit, sizes in self._sizes.items()}
+            trial = self.measure(f"bound {i}", choices)
+            believed = dict(zip(self._pairs, self.drawn(i) if i else self.prior, strict=True))
+            ratio = max(trial.kl, SMALLEST) / max(sum(believed[pair] for pair in choices.items()), SMALLEST)
+        return min((t for t in self.trials if t.kl <= max_kl), key=lambda t: t.bytes, default=None)
+
+    def drawn(self, number: int) -> np.ndarray:
+        """The table given all that was measured; of every few draws one is the mean."""
+        rng = np.random.default_rng((self.seed, number))
+        ratios = [math.log(max(t.kl, SMALLEST) / max(t.predicted, SMALLEST)) for t in self.trials]
+        prior = self.prior * math.exp(float(np.median(ratios))) if ratios else self.prior
+        place = {pair: i for i, pair in enumerate(self._pairs)}
+        x = np.zeros((len(self.trials), len(self._pairs)))
+        for row, trial in zip(x, self.trials, strict=True):
+            row[[place[pair] for pair in trial.choices.items()]] = 1
+        y = np.array([trial.kl for trial in self.trials])
+        mean, covariance = posterior(prior, np.square(SPREAD * prior), x, y, NOISE * y + SMALLEST)
+        heat = HEATS[number % len(HEATS)]
+        if heat:
+            values, vectors = np.linalg.eigh(covariance)
+            shocks = rng.standard_normal(len(values)) * np.sqrt(values.clip(min=0))
+            mean = mean + heat * (vectors @ shocks)
+        found: np.ndarray = np.maximum(mean, 0.05 * prior)
+        return found
+
+
+def pareto(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that no other beats in both size and KL, smallest first."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.bytes, t.kl)):
+        if not front or trial.kl < front[-1].kl:
+            front.append(trial)
+    return front

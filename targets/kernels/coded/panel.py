@@ -1,0 +1,150 @@
+"""Many tokens times a coded weight, in int8: blocks of rows are decoded once into a panel in the cache.
+
+for each block:  panel[step][row][4] <- levels, four neighbours of k together; scales as float32
+for each tile of tokens, each block, each group:
+    int32 sums of rows <- what the levels' offset adds, taken back
+    for each step:  sums += level * q
+    float sums += scale * those
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import emit
+from ..product import each_tile
+from .dot import add_products
+from .product import (
+    CodedSpec,
+    Product,
+    coded_params,
+    transposed_words,
+)
+from .spec import ATOM, VECTORS
+
+WORDS = ATOM // 4
+"""Steps of four values of k in an atom."""
+MOST_STEPS = 4
+"""Steps whose weights stay in registers while the tokens of a tile pass."""
+
+
+def emit_coded_panel(spec: CodedSpec, name: str) -> Any:
+    """The PrimFunc. A task is some blocks of rows, for all tokens."""
+    return emit.kernel(name, coded_params(spec), lambda *args: _Panel(spec, args).body())
+
+
+class _Panel(Product):
+    def __init__(self, spec: CodedSpec, args: tuple[Any, ...]) -> None:
+        super().__init__(spec, args)
+        p, blocks = self.p, spec.together
+        self.panel, self.panel_at = emit.aligned(blocks * spec.panel_bytes, "uint8")
+        self.scales, self.scales_at = emit.aligned(blocks * p.groups * p.lanes, "float32")
+        self.four = emit.local(VECTORS, emit.vector("int32", self.lanes))
+        self.decoder.begin()
+
+    def body(self) -> None:
+        p, together = self.p, self.s.together
+        with emit.loop(self.begin, self.end) as task:
+            first = task * together
+            count = emit.vmin(p.blocks - first, together) if p.blocks % together else together
+            emit.over(0, count, lambda i: self.decode(first + i, i))
+
+            def tile(token: Any, rows: int) -> None:
+                emit.over(0, count, lambda i: self.tile(first + i, i, token, rows))
+
+            each_tile(self.s.tiles, 0, self.s.tiles.count, tile)
+
+    def decode(self, block: Any, slot: Any) -> None:
+        """A block's panel and scales."""
+        panel = self.panel_at + slot * self.s.panel_bytes
+
+        def scale(group: Any) -> None:
+            at = self.scales_at + (slot * self.p.groups + group) * self.lanes
+            emit.store(self.scales, at, self.scale(block, group), self.lanes)
+
+        emit.over(0, self.p.groups, scale)
+
+        def period(base: Any, group: Any, first: Any, atoms: int) -> None:
+            size = self.p.group_atoms
+            if atoms > size:
+                for i in range(0, atoms, size):
+                    self.decoder.begin_group(block, group + i // size)
+                    here = range(i, min(atoms, i + size))
+                    self.decode_atoms(panel, base, first, atoms, here)
+                return
+            self.decoder.begin_group(block, group)
+            self.sections(
+                base,
+                first,
+                atoms,
+                lambda at, atom, count: self.decode_atoms(panel, at, atom, count, range(count)),
+            )
+
+        self.periods(block, period)
+
+    def decode_atoms(self, panel: Any, section: Any, first: Any, atoms: int, here: range) -> None:
+        size = self.p.vector_bytes
+        for atom in here:
+            for j in range(VECTORS):
+                value = self.decoder.value(j, section, atoms, atom)
+                emit.store(self.four, j, emit.bits(value, "int32", self.lanes))
+            for word, row in enumerate(transposed_words(self.four, self.lanes)):
+                at = panel + ((first + atom) * WORDS + word) * size
+                emit.store(self.panel, at, emit.bits(row, "uint8", size), size)
+
+    def tile(self, block: Any, slot: Any, token: Any, rows: int) -> None:
+        """Some tokens times the rows of a block."""
+        sums = emit.local(rows, emit.vector("float32", self.lanes))
+        for t in range(rows):
+            emit.store(sums, t, emit.splat(0.0, "float32", self.lanes))
+        panel = self.panel_at + slot * self.s.panel_bytes
+        scales = self.scales_at + slot * self.p.groups * self.lanes
+        last = self.p.atoms - (self.p.groups - 1) * self.p.group_atoms
+        full = self.p.groups if last == self.p.group_atoms else self.p.groups - 1
+        each = lambda group, atoms: self.group(sums, panel, scales, token, group, rows, atoms)  # noqa: E731
+        emit.over(0, full, lambda group: each(group, self.p.group_atoms))
+        if full < self.p.groups:
+            each(full, last)
+        for t in range(rows):
+            out = (token + t) * self.p.n + block * self.lanes
+            self.finish(block, out, emit.load(sums, t), token + t)
+
+    def group(
+        self, sums: Any, panel: Any, scales: Any, token: Any, group: Any, rows: int, atoms: int
+    ) -> None:
+        whole = emit.local(rows, emit.vector("int32", self.lanes))
+        for t in range(rows):
+            start = emit.splat(0, "int32", self.lanes)
+            if self.s.factor:
+                at = (token + t) * self.p.groups + group
+                start = emit.splat(emit.load(self.buffers["sums"], at), "int32", self.lanes)
+            emit.store(whole, t, start)
+        first, steps = group * self.p.group_atoms * WORDS, atoms * WORDS
+        emit.over(
+            0, steps // MOST_STEPS, lambda i: self.steps(whole, panel, token, first + i * MOST_STEPS, rows)
+        )
+        scale = emit.local(1, emit.vector("float32", self.lanes))
+        emit.store(scale, 0, emit.load(self.scales, scales + group * self.lanes, self.lanes))
+        for t in range(rows):
+            part = emit.cast(emit.load(whole, t), "float32", self.lanes) * emit.load(scale, 0)
+            if self.s.by_group:
+                at = (token + t) * self.p.groups + group
+                part = part * emit.splat(emit.load(self.buffers["x_scale"], at), "float32", self.lanes)
+            emit.store(sums, t, emit.load(sums, t) + part)
+
+    def steps(self, whole: Any, panel: Any, token: Any, first: Any, rows: int) -> None:
+        """Four steps of k for all tokens of a tile."""
+        size, width = self.p.vector_bytes, self.p.atoms * ATOM
+        weights = emit.local(MOST_STEPS, emit.vector("uint8", size))
+        for i in range(MOST_STEPS):
+            emit.store(weights, i, emit.load(self.panel, panel + (first + i) * size, size))
+        for t in range(rows):
+            pairs = []
+            for i in range(MOST_STEPS):
+                weight = emit.load(weights, i)
+                four = emit.load(self.buffers["q"], (token + t) * width + (first + i) * 4, 4)
+                word = emit.splat(emit.bits(four, "int32", 1), "int32", self.lanes)
+                level = emit.bits(weight, "int8", size) if self.s.values.signed else weight
+                pairs.append((level, emit.bits(word, "int8", size)))
+            total = add_products(self.s.dot, self.lanes, self.s.values, emit.load(whole, t), pairs)
+            emit.store(whole, t, emit.kept(total, self.lanes))

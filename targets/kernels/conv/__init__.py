@@ -1,0 +1,1 @@
+"""Convolutions, linear layers and pools: what moves a window over an image."""
