@@ -1,7 +1,7 @@
 """A weight format for each unit of a language model's layers, for a bound on size, bits or KL.
 
-    table      what each format costs in each unit            (bit_tables.py; kept in the folder)
-    trials     exact allocations, judged by measured KL       (bit_trials.py; kept in the folder)
+    table      what each format costs in each unit            (tables.py; kept in the folder)
+    trials     exact allocations, judged by measured KL       (trials.py; kept in the folder)
 
 The texts that plans are judged on are not those that the table was made of.
 """

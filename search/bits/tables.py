@@ -2,7 +2,7 @@
 
     output      relative squared error of the layer's outputs on calibration inputs
     shiftadd    ShiftAddLLM's criterion of the layer times the relative squared error of its weights
-    curvature   1/2 sum over outputs of curvature * mean squared error, nats: KL by bit_judge.py
+    curvature   1/2 sum over outputs of curvature * mean squared error, nats: KL by judge.py
     measured    KL with only this unit coded in one format, times the ratio of `output` errors for the others
 
 The first three look at a sample of each matrix's rows, coded as the final ones are (compiler/formats):
