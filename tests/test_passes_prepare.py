@@ -117,7 +117,7 @@ def _crash(graph):
     ("broken", "complaint"),
     [
         (_drop_first, "before it is made"),
-        (_rename_output, "inputs or outputs"),
+        (_rename_output, "inputs, outputs or states"),
         (_crash, "KeyError: 'layer'"),
     ],
 )
