@@ -1,5 +1,6 @@
 """Shared by all tests: where the repository is, a seeded generator, few threads."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt."""
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt.
+
+    Where the tests themselves run in several processes, more compilers only cost their start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("BITSMITH_JOBS", "1")
 
 
 @pytest.fixture(scope="session")

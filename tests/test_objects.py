@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bitsmith.compiler.builder import GraphBuilder
-from bitsmith.compiler.errors import OutputError
+from bitsmith.compiler.errors import OutputError, TargetError
 from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.reference import run_reference
 from bitsmith.targets import objects, tir
@@ -22,10 +22,15 @@ from bitsmith.targets.build import build
 from bitsmith.targets.call import kernel_symbol
 from bitsmith.targets.isa import ISAS
 from bitsmith.targets.kernels.pointwise import PointwiseSpec
-from bitsmith.targets.objects import PARALLEL, is_whole, kernel_objects, object_path
+from bitsmith.targets.objects import JOBS, PARALLEL, is_whole, kernel_objects, most_processes, object_path
 from bitsmith.targets.target import resolve
 
 ISA = ISAS["x86-64"]
+
+
+@pytest.fixture(autouse=True)
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOBS, "2")
 
 
 def specs(count: int, first: int = 1) -> dict[str, PointwiseSpec]:
@@ -149,23 +154,58 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_many_kernels_are_shared_with_a_second_process(tmp_path: Path, compiled: list[str]) -> None:
-    kernels = specs(PARALLEL)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_many_kernels_are_shared_with_other_processes(
+    processes: int, tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This one waits at its first kernel until each of the others has made one."""
+    monkeypatch.setenv(JOBS, str(processes))
+    kernels = specs((processes - 1) * PARALLEL)
+    paths = {symbol: object_path(tmp_path, symbol, ISA) for symbol in kernels}
+    firsts = list(paths.values())[1:processes]
+    record = tir.compile_kernel
+
+    def patient(function: Any, isa: Any) -> bytes:
+        wait_until(lambda: all(map(is_whole, firsts)))
+        return record(function, isa)
+
+    monkeypatch.setattr(tir, "compile_kernel", patient)
     told: list[tuple[int, int]] = []
-    paths = kernel_objects(kernels, ISA, tmp_path, lambda done, total: told.append((done, total)))
-    assert compiled == list(kernels)[::2]  # the other half came from elsewhere
-    for symbol, path in zip(kernels, paths, strict=True):
+    made = kernel_objects(kernels, ISA, tmp_path, lambda done, total: told.append((done, total)))
+    assert made == list(paths.values())
+    assert compiled[0] == next(iter(kernels)) and not {path.stem for path in firsts} & set(compiled)
+    for symbol, path in paths.items():
         assert is_whole(path) and f" T {symbol}\n" in symbols_of(path)
-    assert told[-1] == (PARALLEL, PARALLEL) and told == sorted(told)
+    assert told[-1] == (len(kernels), len(kernels)) and told == sorted(told)
 
 
-@pytest.mark.parametrize("second", ["/bin/false", "/does/not/exist", "", "dies"])
+def test_one_process_may_be_asked_for(
+    tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(JOBS, "1")
+    kernels = specs(PARALLEL)
+    kernel_objects(kernels, ISA, tmp_path)
+    assert compiled == list(kernels)
+
+
+def test_how_many_processes_compile() -> None:
+    assert most_processes({JOBS: "5"}) == 5
+    assert most_processes({}) == most_processes({JOBS: ""}) == len(os.sched_getaffinity(0))
+    for wrong in ("0", "-1", "two", "1.5", "\u0662"):
+        with pytest.raises(TargetError, match=f"{JOBS}={wrong}: set it"):
+            most_processes({JOBS: wrong})
+
+
+ENDS = {"dies": "kill -9 $$", "is slow": "exec sleep 3600"}
+
+
+@pytest.mark.parametrize("second", ["/bin/false", "/does/not/exist", "", "dies", "is slow"])
 def test_without_a_second_process_all_is_compiled_here(
     second: str, tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if second == "dies":  # after reading its jobs
+    if second in ENDS:  # after reading its jobs
         script = tmp_path / "python"
-        script.write_text("#!/bin/sh\ncat >/dev/null\nkill -9 $$\n")
+        script.write_text(f"#!/bin/sh\ncat >/dev/null\n{ENDS[second]}\n")
         script.chmod(0o755)
         second = str(script)
     monkeypatch.setattr(sys, "executable", second)
