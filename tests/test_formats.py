@@ -26,6 +26,7 @@ from bitsmith.compiler.formats.scales import Store
 GROUPS = ("32", "128", "channel")
 EVERY = [f"{name}:{group}" for name in format_names() for group in GROUPS]
 TWO_LEVEL = [f"{name}:32:two-level" for name in format_names()]
+WIDE = [f"{name}:32:float32" for name in format_names()]
 
 
 def gaussian(n, k, seed=0):
@@ -38,7 +39,7 @@ def relative_error(weight, coded, importance=1.0):
     )
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 def test_a_format_reads_as_it_prints(text):
     format = format_of(text)
     assert format_of(str(format)) == format
@@ -63,7 +64,7 @@ def test_defaults_of_names():
         ("int4:0", "multiple of 8"),
         ("int4:8192", "to 4096"),
         ("int4:-8", "neither 'channel'"),
-        ("int4:64:bfloat16", "float16 or two-level"),
+        ("int4:64:bfloat16", "float16 or two-level or float32"),
         ("int4:64:float16:more", "name:group:scale"),
         ("int4:channel:two-level", "one group in a row"),
     ],
@@ -74,7 +75,7 @@ def test_what_is_no_format_is_refused_with_what_there_is(text, words):
     assert isinstance(caught.value, BitsmithError)
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 @pytest.mark.parametrize("k", [256, 200, 13])
 def test_codes_scales_and_levels_are_the_decoded_weight(text, k):
     """The stored arrays mean what Coded says, by a slow computation of its own from their bytes."""
@@ -92,7 +93,7 @@ def test_codes_scales_and_levels_are_the_decoded_weight(text, k):
         assert decode(coded)[row, column] == expected
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 def test_what_was_decoded_is_coded_to_the_same(text):
     """Coding again changes far less than coding did; pure shift-add finds its alphas less surely."""
     weight = gaussian(6, 160)
@@ -102,7 +103,7 @@ def test_what_was_decoded_is_coded_to_the_same(text):
     assert np.square(again - once).sum() <= (0.5 if format_of(text).family == "shiftaddp" else 0.1) * size
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 @pytest.mark.parametrize("k", [256, 200])
 def test_bits_are_counted_exactly(text, k):
     format = format_of(text)
@@ -138,7 +139,7 @@ def test_more_bits_never_hurt(names, importance):
     assert all(b < a for a, b in zip(errors, errors[1:], strict=False)), errors
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 def test_a_search_finds_no_more_error_than_rounding(text):
     weight = gaussian(8, 256)
     importance = np.random.default_rng(1).random(256) ** 3 + 0.01
@@ -148,7 +149,7 @@ def test_a_search_finds_no_more_error_than_rounding(text):
     assert searched <= rounded * (1.02 if binary else 1), "alternation ends where no single step helps"
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 @pytest.mark.parametrize("importance", [None, np.ones(256)], ids=["rounded", "searched"])
 def test_groups_of_zeros_stay_zeros(text, importance):
     weight = gaussian(4, 256)
@@ -160,7 +161,7 @@ def test_groups_of_zeros_stay_zeros(text, importance):
         assert (decoded[2, :128] == 0).all()
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 @pytest.mark.parametrize("importance", [None, np.ones(128)], ids=["rounded", "searched"])
 def test_one_outlier_is_kept(text, importance):
     weight = np.zeros((2, 128), np.float32)
@@ -172,14 +173,14 @@ def test_one_outlier_is_kept(text, importance):
     assert all(np.abs(each).max() <= 0.5 * 7 for each in others)
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 def test_a_constant_group_is_kept(text):
     values = np.asarray([[0.37], [-0.37], [1e-3]], np.float32)
     decoded = decode(encode(np.repeat(values, 128, 1), format_of(text)))
     assert np.allclose(decoded, values, rtol=coarseness(text))
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 def test_small_groups_beside_a_large_one(text):
     """Two-level scales: a group that needs less than one of 255 steps does not become noise."""
     weight = gaussian(2, 128)
@@ -188,7 +189,7 @@ def test_small_groups_beside_a_large_one(text):
     assert np.abs(decoded[:, :32]).max() <= max(1e-4, np.abs(weight).max() / 2) and np.isfinite(decoded).all()
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-20])
 def test_almost_nothing_stays_almost_nothing(text, size):
     weight = (gaussian(3, 64) * np.float32(size)).astype(np.float32)
@@ -222,7 +223,7 @@ def test_large_weights_have_two_level_scales():
     assert relative_error(weight.astype(np.float64), encode(weight, format_of("int8:32:two-level"))) < 1e-3
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 def test_stored_arrays_are_the_documented_ones(text):
     format = format_of(text)
     coded = encode(gaussian(3, 200), format)
@@ -231,7 +232,7 @@ def test_stored_arrays_are_the_documented_ones(text):
     if format.scale == "two-level":
         expected |= {"scale": (np.uint8, (n, groups)), "row_scale": (np.float32, (n,))}
     else:
-        expected["scale"] = (np.float16, (n, groups))
+        expected["scale"] = (np.dtype(format.scale).type, (n, groups))
     side = family_of(format).side
     expected |= {
         "": {},
@@ -243,7 +244,7 @@ def test_stored_arrays_are_the_documented_ones(text):
     assert not any(a.flags.writeable for a in coded.arrays.values())
 
 
-@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL])
+@pytest.mark.parametrize("text", [*EVERY, *TWO_LEVEL, *WIDE])
 def test_a_short_last_group_is_filled_with_the_least_level(text):
     coded = encode(gaussian(3, 200), format_of(text))
     filler = codes_of(coded)[:, -1, 200 - coded.format.width(200) * (coded.groups - 1) :]

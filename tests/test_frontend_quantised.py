@@ -2,6 +2,7 @@
 
 import itertools
 
+import bitsmith
 import numpy as np
 import onnx
 import pytest
@@ -102,6 +103,17 @@ def test_its_layers_stay_int8_whatever_a_plan_says(quantised, form, kind, per_ch
     assert apply_plan(graph, plan, None) is graph
 
 
+def test_a_model_that_came_quantised_needs_no_calibration(quantised, rng):
+    """Nothing is left to choose ranges for."""
+    proto = quantised(QuantFormat.QDQ, QuantType.QUInt8, True)
+    x = rng.standard_normal(SHAPE).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    with bitsmith.compile(load_model(proto)) as artifact:
+        found = next(iter(artifact.run(x).values()))
+    step = np.diff(np.unique(want)).min()
+    assert np.abs(found - want).max() <= 2.01 * step + 1e-6
+
+
 def test_the_codes_are_those_of_the_file(quantised):
     proto = quantised(QuantFormat.QDQ, QuantType.QUInt8, True)
     graph = prepare(load_model(proto))
@@ -134,23 +146,105 @@ def test_dynamically_quantised_products_keep_their_codes(rng):
     np.testing.assert_allclose(run_reference(graph, {"x": x})["y"], want, atol=1e-4)
 
 
-def test_four_bit_weights_in_blocks_are_unpacked(rng):
-    """Compared with ONNX Runtime's MatMulNBits."""
-    k, n, block = 40, 6, 16
-    blocks = -(-k // block)
+def blocked_product(rng, k, n, block, bits, *, zeros=False, scale=np.float32, bias=False):
+    """A model of one MatMulNBits on float32 data."""
+    blocks, bytes_ = -(-k // block), lambda count: -(-count * bits // 8)
     weights = {
-        "b": rng.integers(0, 256, (n, blocks, block // 2)).astype(np.uint8),
-        "s": rng.random(n * blocks).astype(np.float32),
-        "z": rng.integers(0, 256, (n * -(-blocks // 2),)).astype(np.uint8),
+        "b": rng.integers(0, 256, (n, blocks, bytes_(block))).astype(np.uint8),
+        "s": (rng.random(n * blocks) + 0.1).astype(scale).astype(np.float32),
     }
-    for names in ("x b s", "x b s z"):
-        matmul = onnx.helper.make_node(
-            "MatMulNBits", names.split(), ["y"], domain="com.microsoft", K=k, N=n, bits=4, block_size=block
+    if zeros:
+        weights["z"] = rng.integers(0, 256, n * bytes_(blocks)).astype(np.uint8)
+    if bias:
+        weights["c"] = rng.standard_normal(n).astype(np.float32)
+    names = ["x", "b", "s", "z" if zeros else "", "", "c" if bias else ""]
+    while not names[-1]:
+        names.pop()
+    attrs = {"K": k, "N": n, "bits": bits, "block_size": block}
+    made = onnx.helper.make_node("MatMulNBits", names, ["y"], domain="com.microsoft", **attrs)
+    return model([made], {"x": (3, k)}, weights=weights, domains=["com.microsoft"])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("k, block", [(40, 16), (96, 32), (130, 64), (128, 128)])
+@pytest.mark.parametrize("scale", [np.float16, np.float32])
+def test_weights_in_blocks_agree_with_onnx_runtime(rng, bits, zeros, k, block, scale):
+    proto = blocked_product(rng, k, 6, block, bits, zeros=zeros, scale=scale, bias=zeros)
+    x = rng.standard_normal((3, k)).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    found = run_reference(prepare(load_model(proto)), {"x": x})["y"]
+    np.testing.assert_allclose(found, want, atol=2e-6 * np.abs(want).max(), rtol=0)
+
+
+@pytest.mark.parametrize("zeros, name", [(False, "int4:32"), (True, "int4a:32")])
+@pytest.mark.parametrize("scale, suffix", [(np.float16, ""), (np.float32, ":float32")])
+def test_four_bit_weights_in_blocks_keep_their_codes(rng, zeros, name, scale, suffix):
+    proto = blocked_product(rng, 64, 6, 32, 4, zeros=zeros, scale=scale)
+    (layer,) = layers_of(load_model(proto))
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    params = load_model(proto).params
+    assert layer.op == "coded_linear" and layer.attrs["format"] == name + suffix
+    np.testing.assert_array_equal(params[layer.inputs[1]], stored["b"])
+    np.testing.assert_array_equal(params[layer.inputs[2]], stored["s"].reshape(6, 2))
+
+
+def test_bytes_with_far_zero_points_become_numbers(rng):
+    """255 - 0 is no int8 level."""
+    proto = blocked_product(rng, 64, 6, 32, 8, zeros=True)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "z":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(12, np.uint8), "z"))
+    (layer,) = layers_of(load_model(proto))
+    assert layer.op == "linear"
+
+
+def test_an_artifact_of_coded_weights_is_as_small_as_they_are_and_agrees(rng):
+    proto = blocked_product(rng, 512, 256, 32, 4, bias=True)
+    graph = load_model(proto)
+    x = rng.standard_normal((3, 512)).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    with bitsmith.compile(graph) as artifact:
+        found = artifact.run(x)["y"]
+        weights = (artifact.path / "weights.bin").stat().st_size
+        (row,) = artifact.ledger
+    np.testing.assert_allclose(found, want, atol=2e-6 * np.abs(want).max(), rtol=0)
+    assert weights < 512 * 256 * 0.5 + 256 * 16 * 4 + 8192
+    assert row["choice"] == "int4:32:float32@float32" and row["weight_bytes"] <= weights
+
+
+@pytest.mark.parametrize("form", ["k first", "turned", "gemm", "per channel"])
+@pytest.mark.parametrize("kind", ["INT4", "UINT4"])
+def test_four_bit_codes_behind_dequantize_linear_are_kept(rng, form, kind):
+    low, high = (-8, 8) if kind == "INT4" else (0, 16)
+    shape, axis, scales = {
+        "k first": ((64, 6), 0, (2, 6)),
+        "turned": ((6, 64), 1, (6, 2)),
+        "gemm": ((6, 64), 1, (6, 2)),
+        "per channel": ((64, 6), 1, (6,)),
+    }[form]
+    codes = rng.integers(low, high, shape)
+    zero = rng.integers(low, high, scales)
+    ends = {
+        "turned": [node("Transpose", "real", "rows", perm=[1, 0]), node("MatMul", "x rows")],
+        "gemm": [node("Gemm", "x real", transB=1)],
+    }.get(form, [node("MatMul", "x real")])
+    block = 0 if form == "per channel" else 32
+    nodes = [node("DequantizeLinear", "w s z", "real", axis=axis, block_size=block), *ends]
+    factors = {"s": rng.random(scales).astype(np.float32)}
+    proto = model(nodes, {"x": (2, 64)}, weights=factors, opset=21)
+    element = getattr(TensorProto, kind)
+    for name, values in (("w", codes), ("z", zero)):
+        proto.graph.initializer.append(
+            onnx.helper.make_tensor(name, element, values.shape, values.reshape(-1).tolist())
         )
-        proto = model([matmul], {"x": (3, k)}, weights=weights, domains=["com.microsoft"])
-        x = rng.standard_normal((3, k)).astype(np.float32)
-        (want,) = onnxruntime_outputs(proto, {"x": x})
-        np.testing.assert_allclose(run_reference(load_model(proto), {"x": x})["y"], want, atol=1e-3)
+    graph = load_model(proto)
+    x = rng.standard_normal((2, 64)).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    (layer,) = layers_of(graph)
+    assert layer.attrs["format"] == ("int4a:channel:float32" if not block else "int4a:32:float32")
+    found = run_reference(prepare(graph), {"x": x})["y"]
+    np.testing.assert_allclose(found, want, atol=2e-6 * np.abs(want).max(), rtol=0)
 
 
 def test_blocked_weights_become_numbers(rng):

@@ -45,7 +45,7 @@ class Rule:
 
     def shifted(self, store: Store) -> bool:
         """Whether the scale is a power of two, too."""
-        return self.terms > 0 and store.row is None
+        return self.terms > 0 and store.row is None and not store.wide
 
 
 @lru_cache(maxsize=8)

@@ -20,8 +20,8 @@ import numpy as np
 from ..errors import InternalError
 from .scales import Store
 
-SCALES = ("float16", "two-level")
-SCALE_BITS = {"float16": 16, "two-level": 8}
+SCALES = ("float16", "two-level", "float32")
+SCALE_BITS = {"float16": 16, "two-level": 8, "float32": 32}
 ROW_SCALE_BITS = 32
 SIDES = ("selector", "zero", "alpha")
 
@@ -54,6 +54,10 @@ class Format:
     def group_bytes(self, k: int) -> int:
         """Bytes of the packed codes of one group."""
         return -(-self.width(k) * self.bits // 8)
+
+    def store(self, row: np.ndarray | None) -> Store:
+        """How scales are rounded; `row` float32 [m]: each group's row scale of two-level ones, else None."""
+        return Store(row, self.scale == "float32")
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Coded:
 
     codes      uint8 [n, G, ceil(group * bits / 8)]   little-endian: the first weight in the lowest bits; what
                                                       a row's last group lacks is the level nearest to zero
-    scale      float16 [n, G], or uint8 [n, G] beside
+    scale      float16 or float32 [n, G], or uint8 [n, G] beside
     row_scale  float32 [n]                            two-level: a group's scale is uint8 * row_scale
     and what the family needs more:
     selector   uint8 [n, ceil(G / 4)]                 2 bits for each group: which of the fixed tables

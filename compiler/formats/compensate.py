@@ -31,7 +31,6 @@ from .factor import (
     checked_hessian,
     factor_of,
 )
-from .scales import Store
 from .state import State
 from .sweep import sweep
 
@@ -121,7 +120,7 @@ class _Walk:
     def rows(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         """Arrays of Coded for some rows."""
         row = row_scale_of(weight, self.format)
-        state = State.empty(self.format, weight, Store(row))
+        state = State.empty(self.format, weight, self.format.store(row))
         self.walk(weight, state)
         for _ in range(self.options.sweeps):
             if not sweep(weight, self.shared.hessian, state):

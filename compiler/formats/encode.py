@@ -115,7 +115,8 @@ def _encode_rows(weight: np.ndarray, format: Format, fit: _Fit) -> dict[str, np.
     codes, found = [], []
     for first, count, size in spans(format, weight.shape[1]):
         groups = _grouped(weight, first, count, width, size)
-        parameters = fit(groups, Store(None if row is None else np.repeat(row, count)), first * width, count)
+        store = format.store(None if row is None else np.repeat(row, count))
+        parameters = fit(groups, store, first * width, count)
         codes.append(chooser(bits, parameters)(groups).reshape(n, count, size))
         found.append(parameters)
     return assemble(format, codes, found, row)
@@ -129,7 +130,7 @@ def assemble(
     width = max(part.shape[2] for part in codes)
     arrays = {"codes": [], "scale": [], "side": []}  # type: dict[str, list[np.ndarray]]
     for part, each in zip(codes, parameters, strict=True):
-        store = Store(None if row is None else np.repeat(row, part.shape[1]))
+        store = format.store(None if row is None else np.repeat(row, part.shape[1]))
         filled = _filled(format, part, each, format.group or width)
         arrays["codes"].append(pack(filled, format.bits))
         arrays["scale"].append(store.stored(each.scale).reshape(n, -1))

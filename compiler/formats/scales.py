@@ -1,4 +1,5 @@
-"""How the scales of groups are stored: float16 each, or uint8 each and a float32 for the row (two-level).
+"""How the scales of groups are stored: float16 or float32 each, or uint8 each and a float32 for the row
+(two-level).
 
 Two-level scales are those of BitMoD (Chen et al., HPCA 2025, section 3.3): 8 bits are as good as 16, because
 the groups of one row are of similar size.
@@ -16,9 +17,12 @@ SMALLEST = np.float32(1e-33)
 
 @dataclass(frozen=True)
 class Store:
-    """Rounds scales to what can be stored. `row` float32 [m]: each group's row scale (two-level), or None."""
+    """Rounds scales to what can be stored. `row` float32 [m]: each group's row scale (two-level), or None.
+    `wide`: float32 scales, which keep what a model brings.
+    """
 
     row: np.ndarray | None = None
+    wide: bool = False
 
     @property
     def signed(self) -> bool:
@@ -29,15 +33,17 @@ class Store:
         """float32 [m]: the nearest scales that can be stored. A scale that is not 0 stays so where it can: a
         group far below its row's largest still gets the coarsest of its signs and sizes.
         """
+        if self.wide:
+            return np.where(np.abs(scale) < SMALLEST, np.float32(0), scale)
         if self.row is None:
             clipped = np.clip(scale, -LARGEST_FLOAT16, LARGEST_FLOAT16)
             return clipped.astype(np.float16).astype(np.float32)
         return self.stored(scale).astype(np.float32) * self.row
 
     def stored(self, scale: np.ndarray) -> np.ndarray:
-        """float16 [m] or uint8 [m]; of a scale that `real` gave, exactly that."""
+        """float16, float32 or uint8 [m]; of a scale that `real` gave, exactly that."""
         if self.row is None:
-            return scale.astype(np.float16)
+            return scale.astype(np.float32 if self.wide else np.float16)
         steps = np.divide(scale, self.row, out=np.zeros_like(scale), where=self.row > 0)
         steps = np.where(scale > 0, np.maximum(np.rint(steps), 1), 0)
         return np.minimum(steps, 255).astype(np.uint8)

@@ -53,7 +53,7 @@ class State:
     @property
     def free_scales(self) -> bool:
         """Whether a scale may be anything that the store can hold."""
-        return self.store.row is not None or not family_of(self.format).shifts
+        return self.store.row is not None or self.store.wide or not family_of(self.format).shifts
 
     def choose(self, block: Block, place: int, values: np.ndarray) -> np.ndarray:
         """The nearest levels to values [n] become those of the block's column; float32 [n], with scale."""

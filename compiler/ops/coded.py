@@ -75,9 +75,10 @@ def _check_weight(types: Types, attrs: Attrs) -> tuple[Format, int]:
     require(isinstance(k, int) and k > 0, f"k is {k!r}, must be the width of the weight")
     n, groups = codes.shape[0] if codes.shape else 0, format.groups(k)
     two = format.scale == "two-level"
+    kind_of_scale = "uint8" if two else format.scale
     wanted = (
         ("codes", TensorType((n, groups, format.group_bytes(k)), "uint8")),
-        ("scale", TensorType((n, groups), "uint8" if two else "float16")),
+        ("scale", TensorType((n, groups), kind_of_scale)),
         ("row_scale", TensorType((n,)) if two else None),
         ("side", _sides(format, n, groups)),
     )
@@ -222,6 +223,8 @@ CODED_LINEAR = OpDef(
         _linear_sample((1,), 16, 100, "nf4:64", "float32"),
         _linear_sample((4,), 20, 100, "int8:channel", "int8"),
         _linear_sample((5,), 20, 72, "bitmod3:24", "float32", extra=True),
+        _linear_sample((1,), 24, 160, "int4a:32:float32", "float32", extra=True),
+        _linear_sample((3,), 24, 96, "int8:32:float32", "int8"),
     ),
     attrs={**ACT_ATTRS, "format": None, "k": None, "activations": "float32"},
     flops=lambda types, outs, attrs: 2 * outs[0].size * attrs["k"],
@@ -238,6 +241,7 @@ CODED_GATHER = OpDef(
         _gather_sample((7,), 21, 160, "int4:32"),
         _gather_sample((2, 3), 40, 100, "bitmod3:64"),
         _gather_sample((), 9, 64, "int4a:64"),
+        _gather_sample((3,), 20, 64, "int4:32:float32"),
     ),
     attrs={"format": None, "k": None},
     flops=lambda types, outs, attrs: outs[0].size,

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..analysis.cost import layer_storage, node_cost
 from ..artifact import Artifact
-from ..ir import Graph
+from ..ir import Graph, Node
 from ..ledger import LedgerRow
-from ..plan import Plan, layers_of
+from ..plan import Plan, coded_choice, layers_of
 
 
 def layer_times(artifact: Artifact, feed: Mapping[str, np.ndarray], repeats: int) -> dict[str, float]:
@@ -46,7 +46,7 @@ def rows_of(
                 layer=node.name,
                 op=node.op,
                 shape=node.type.shape,
-                choice=plan.choice(node.name),
+                choice=_choice(plan, node),
                 bits=stored.bits,
                 weight_bytes=stored.total_bytes,
                 float_bytes=stored.float_bytes,
@@ -58,3 +58,11 @@ def rows_of(
             )
         )
     return tuple(rows)
+
+
+def _choice(plan: Plan, node: Node) -> str:
+    """What the plan made of the layer, or, of one whose model came with codes, their format."""
+    chosen = plan.choice(node.name)
+    if node.op != "coded_linear" or coded_choice(chosen):
+        return chosen
+    return f"{node.attrs['format']}@{node.attrs.get('activations', 'float32')}"

@@ -16,7 +16,7 @@ from ..errors import InputError, TargetError
 from ..files import write_whole
 from ..ir import Graph
 from ..ledger import LedgerRow
-from ..plan import Plan
+from ..plan import Plan, free_layers_of
 from ..samples import Samples, iterate
 from .buckets import check_alike, share_params
 from .feeds import random_feed
@@ -257,10 +257,10 @@ def _reason(plan: PlanLike | None) -> str:
 
 
 def _ranges(prepared: Graph, plan: Plan, calibration: Samples | None, report: Progress) -> Ranges | None:
-    """The ranges of the values, None when the plan has no int8 layers and needs none."""
+    """The ranges of the values; None when the plan makes no layer int8 (those that came so need none)."""
     from ..calibrate import calibrate
 
-    quantised = [layer for layer, choice in plan.layers.items() if choice == "int8"]
+    quantised = [node.name for node in free_layers_of(prepared) if plan.choice(node.name) == "int8"]
     if not quantised:
         return None
     if calibration is None:

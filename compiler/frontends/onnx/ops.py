@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .activations import ACTIVATION_RULES
+from .blocks import BLOCK_RULES
 from .converter import Rule
 from .einsum import EINSUM_RULES
 from .fourier import FOURIER_RULES
@@ -38,6 +39,7 @@ RULES: dict[str, Rule] = {
     **RECURRENT_RULES,
     **QUANTISED_RULES,
     **QLINEAR_RULES,
+    **BLOCK_RULES,
     **MICROSOFT_RULES,
     **MATH_RULES,
     **ACTIVATION_RULES,

@@ -194,37 +194,8 @@ def _qgemm(c: Converter, node: OnnxNode) -> Result:
     return store(c, node, y, *_numbers(c, node, 7, 8), _stored_type(c, node, 8))
 
 
-def _matmul_nbits(c: Converter, node: OnnxNode) -> Result:
-    """ONNX Runtime's weights of 2, 4 or 8 bits in blocks along K: unpacked, as no layer reads them packed."""
-    k, n, bits, block = (int(node.attrs[key]) for key in ("K", "N", "bits", "block_size"))
-    if bits not in (2, 4, 8) or node.has_input(4):
-        raise UnsupportedForm(f"{bits} bits" if bits not in (2, 4, 8) else "g_idx, an order of its own")
-    codes = unpack(c.known(node, 1, "weights").reshape(n, -1), bits)
-    blocks = -(-k // block)
-    scale = c.known(node, 2, "scales").astype(np.float32).reshape(n, blocks)
-    zero = np.full((n, blocks), 1 << (bits - 1), np.float32)
-    if node.has_input(3):
-        points = c.known(node, 3, "zero points")
-        packed = points.dtype == np.uint8
-        zero = unpack(points.reshape(n, -1), bits)[:, :blocks] if packed else points.reshape(n, blocks)
-    scales, zeros = (np.repeat(v.astype(np.float32), block, 1)[:, :k] for v in (scale, zero))
-    weight = (codes[:, :k] - zeros) * scales
-    inputs = [c.value(node), c.param(node.inputs[1], weight.astype(np.float32), "real")]
-    if node.has_input(5):
-        inputs.append(c.param(node.inputs[5], c.known(node, 5, "bias").astype(np.float32), "real"))
-    return c.emit(node, "linear", inputs)
-
-
-def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Numbers of `bits` bits from bytes, the lowest bits first; the last axis gets longer."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    parts = (packed.astype(np.uint8)[..., None] >> shifts) & ((1 << bits) - 1)
-    return parts.reshape(*packed.shape[:-1], -1).astype(np.float32)
-
-
 def _microsoft() -> dict[str, Rule]:
     rules: dict[str, Rule] = {
-        "MatMulNBits": _matmul_nbits,
         "QGemm": _qgemm,
         "QLinearAdd": _elementwise("add"),
         "QLinearAveragePool": _unary("AveragePool", ("channels_last",)),

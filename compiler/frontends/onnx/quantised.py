@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .block_codes import noted
 from .converter import (
     Converter,
     OnnxNode,
@@ -176,7 +177,10 @@ def _known_real(
     wide = codes.astype(np.int64 if codes.dtype.kind in "iu" else np.float32)
     if zero is not None:
         wide = wide - spread(zero.astype(wide.dtype), codes.shape, axis, block)
-    if not block:
+    few = noted(codes, scale, zero, axis, block)
+    if few is not None:
+        c.quantised.blocks[node.output] = few
+    elif not block:
         c.quantised.scales[node.output] = factors.reshape(-1)
     return np.asarray(wide.astype(np.float32) * factors).reshape(codes.shape)
 

@@ -189,6 +189,8 @@ def real_scale(buffer: Any, dtype: str, at: Any, lanes: int, hardware: bool) -> 
     value = emit.load(buffer, at, lanes)
     if dtype == "uint8":
         return emit.cast(emit.cast(value, "int32", lanes), "float32", lanes)
+    if dtype == "float32":
+        return value
     if hardware:
         return emit.cast(value, "float32", lanes)
     half = emit.cast(emit.bits(value, "uint16", lanes), "int32", lanes)

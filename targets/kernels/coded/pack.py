@@ -37,7 +37,7 @@ def packing_of(format: Format, n: int, k: int, lanes: int, largest: int) -> Pack
         largest = 2**format.bits - 1
     # A group as wide as the row, or wider, is the whole row.
     group = format.group if format.group < k else 0
-    scale = "uint8" if format.scale == "two-level" else "float16"
+    scale = "uint8" if format.scale == "two-level" else format.scale
     return Packing(lanes, n, k, format.bits, group, kind, kept, largest, scale)
 
 

@@ -11,7 +11,7 @@ lowest bits. Where a plane ends with four bits of a byte or fewer, its last slic
 these bits of a weight in their lower half and of the weight eight further on in the upper.
 
     codes      [block][section][plane][slice][j][vector]
-    scale      [block][group][row]      float16 or uint8
+    scale      [block][group][row]      float16, float32 or uint8
     row_scale  [block][row]             float32
     side       [block][group] selectors: 2 bits of each row, in the order [j][l], in one integer;
                or [row] zeros; or [j][l] sums and differences of alphas (coded/pack.py)
