@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import numpy as np
 
+from .attention import OPSET, part, turned
 from .converter import (
     Converter,
     OnnxNode,
@@ -13,14 +14,6 @@ from .converter import (
     Rule,
     UnsupportedForm,
 )
-
-OPSET = 17
-"""ONNX's operator set whose meaning the parts have."""
-
-
-def _part(c: Converter, node: OnnxNode, op: str, inputs: tuple[str, ...], **attrs: object) -> str:
-    """What the rule of an ONNX operator makes of inputs given by their ONNX names."""
-    return c.computed(OnnxNode(node.name, op, inputs, (f"{node.output}.{op}",), attrs, OPSET))
 
 
 def _with_bias(c: Converter, node: OnnxNode, index: int) -> str:
@@ -36,7 +29,7 @@ def _bias_gelu(c: Converter, node: OnnxNode) -> Result:
 def _fast_gelu(c: Converter, node: OnnxNode) -> Result:
     """The tanh form."""
     c.values[f"{node.output}.in"] = _with_bias(c, node, 1)
-    return _part(c, node, "Gelu", (f"{node.output}.in",), approximate="tanh")
+    return part(c, node, "Gelu", (f"{node.output}.in",), approximate="tanh")
 
 
 def _quick_gelu(c: Converter, node: OnnxNode) -> Result:
@@ -63,22 +56,17 @@ def _skip_norm(op: str) -> Rule:
     return rule
 
 
-def _turned(c: Converter, node: OnnxNode, value: str, part: str) -> str:
-    rank = len(c.type(value).shape)
-    return c.emit(node, "transpose", [value], part, perm=(*range(rank - 2), rank - 1, rank - 2))
-
-
 def _fused_matmul(c: Converter, node: OnnxNode) -> Result:
     if node.get_int("transBatchA", 0) or node.get_int("transBatchB", 0):
         raise UnsupportedForm("transBatchA or transBatchB")
     alpha, weight = node.get_float("alpha", 1.0), c.constant(node, 1)
     a = c.value(node)
-    a = _turned(c, node, a, "a") if node.get_int("transA", 0) else a
+    a = turned(c, node, a, "a") if node.get_int("transA", 0) else a
     if weight is not None and weight.ndim == 2:
         rows = (weight if node.get_int("transB", 0) else weight.T) * np.float32(alpha)
         return c.emit(node, "linear", [a, c.param(node.inputs[1], rows, f"rows x{alpha}")])
     b = c.value(node, 1)
-    b = _turned(c, node, b, "b") if node.get_int("transB", 0) else b
+    b = turned(c, node, b, "b") if node.get_int("transB", 0) else b
     if alpha == 1.0:
         return c.emit(node, "matmul", [a, b])
     product = c.emit(node, "matmul", [a, b], "product")
@@ -103,61 +91,72 @@ def _activated(c: Converter, node: OnnxNode, value: str) -> Result:
     numbers = [float(v) for v in node.attrs.get("activation_params", ())]
     c.values[f"{node.output}.before"] = value
     attrs = {key: numbers[i] for key, i in known[name].items() if i < len(numbers)}
-    return _part(c, node, name, (f"{node.output}.before",), **attrs)
+    return part(c, node, name, (f"{node.output}.before",), **attrs)
 
 
 def _fused_conv(c: Converter, node: OnnxNode) -> Result:
     attrs = {k: v for k, v in node.attrs.items() if not k.startswith("activation")}
-    y = _part(c, node, "Conv", node.inputs[:3], **attrs)
+    y = part(c, node, "Conv", node.inputs[:3], **attrs)
     if node.has_input(3):
         y = c.emit(node, "add", [y, c.value(node, 3)], "sum")
     return _activated(c, node, y)
 
 
-def _heads(c: Converter, node: OnnxNode, index: int, heads: int, bias: np.ndarray | None, part: str) -> str:
-    """[batch, steps, heads * size] (+ bias) -> [batch, heads, steps, size]"""
-    x = c.value(node, index)
-    shape = c.type(x).shape
-    if len(shape) != 3 or shape[2] % heads:
-        raise UnsupportedForm(f"{part} of shape {shape} for {heads} heads")
-    if bias is not None:
-        x = c.emit(node, "add", [x, c.param(node.inputs[3], bias, part)], f"{part}.biased")
-    apart = c.reshape(node, x, (*shape[:2], heads, shape[2] // heads), f"{part}.apart")
-    return c.emit(node, "transpose", [apart], part, perm=(0, 2, 1, 3))
+def _fused_gemm(c: Converter, node: OnnxNode) -> Result:
+    attrs = {k: v for k, v in node.attrs.items() if not k.startswith("activation")}
+    y = part(c, node, "Gemm", node.inputs, **attrs)
+    given = (node.attrs.get(f"activation_{key}") for key in ("alpha", "beta"))
+    numbers = [number for number in given if number is not None]
+    return _activated(c, replace(node, attrs={**node.attrs, "activation_params": numbers}), y)
 
 
-def _multi_head(c: Converter, node: OnnxNode) -> Result:
-    """softmax(Q K^T * scale + attention bias) V, for each head; no masks or past."""
-    if any(node.has_input(i) for i in (4, 6, 7)) or node.get_int("unidirectional", 0):
-        raise UnsupportedForm("a padding mask, a past, or unidirectional")
-    if not (node.has_input(1) and node.has_input(2)) or node.used_outputs() > 1:
-        raise UnsupportedForm("packed keys and values, or present ones as outputs")
-    heads, widths = int(node.attrs["num_heads"]), [c.type(c.value(node, i)).shape[-1] for i in range(3)]
-    biases: list[np.ndarray | None] = [None, None, None]
-    if node.has_input(3):
-        biases = list(np.split(c.known(node, 3, "bias"), np.cumsum(widths)[:2]))
-    names = ("query", "key", "value")
-    q, k, v = (_heads(c, node, i, heads, biases[i], names[i]) for i in range(3))
-    scale = node.get_float("scale", 0.0) or 1 / math.sqrt(widths[0] // heads)
-    scores = c.emit(node, "matmul", [q, _turned(c, node, k, "key.turned")], "products")
-    scores = c.emit(node, "mul", [scores, c.scalar(node, "scale", scale)], "scores")
-    if node.has_input(5):
-        scores = c.emit(node, "add", [scores, c.value(node, 5)], "scores.biased")
-    weights = c.emit(node, "softmax", [scores], "weights", axis=3)
-    y = c.emit(node, "matmul", [weights, v], "heads")
-    batch, _, steps, size = c.type(y).shape
-    moved = c.emit(node, "transpose", [y], "together", perm=(0, 2, 1, 3))
-    return c.reshape(node, moved, (batch, steps, heads * size))
+def _embed_norm(c: Converter, node: OnnxNode) -> list[Result]:
+    """Norm of the sum of rows of the tables of words, positions and segments; and the number of words."""
+    tokens = c.value(node)
+    batch, steps = c.type(tokens).shape
+    if node.has_input(8):
+        rows = c.emit(node, "gather", [c.value(node, 3), c.value(node, 8)], "position", axis=0)
+    else:
+        table = c.known(node, 3, "positions")[:steps]
+        rows = c.param(node.inputs[3], table, f"first {steps}")
+    total = c.emit(node, "gather", [c.value(node, 2), tokens], "word", axis=0)
+    total = c.emit(node, "add", [total, rows], "sum")
+    if node.has_input(1) and node.has_input(4):
+        segment = c.emit(node, "gather", [c.value(node, 4), c.value(node, 1)], "segment", axis=0)
+        total = c.emit(node, "add", [total, segment], "embedding_sum")
+    eps = node.get_float("epsilon", 1e-12)
+    y = c.emit(node, "layer_norm", [total, c.value(node, 5), c.value(node, 6)], eps=eps)
+    if node.used_outputs() < 2:
+        return [y]
+    if not node.has_input(7):
+        return [y, np.zeros(batch, np.int32), total]
+    mask = c.cast(node, c.value(node, 7), "int32", "mask")
+    words = c.emit(node, "reduce_sum", [mask], "words", axes=(1,), keepdims=False)
+    return [y, words, total]
+
+
+def _norm(op: str) -> Rule:
+    """ONNX's norm of a later operator set (the simplified one is called RMSNormalization there)."""
+
+    def rule(c: Converter, node: OnnxNode) -> list[Result]:
+        if op == "RMSNormalization" and node.used_outputs() > 1:
+            raise UnsupportedForm("its statistics are read as outputs")
+        return list(c.apply(replace(node, op=op, opset=OPSET)))
+
+    return rule
 
 
 _RULES: dict[str, Rule] = {
     "BiasGelu": _bias_gelu,
+    "EmbedLayerNormalization": _embed_norm,
     "FastGelu": _fast_gelu,
     "FusedConv": _fused_conv,
+    "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,
     "Gelu": _bias_gelu,
-    "MultiHeadAttention": _multi_head,
+    "LayerNormalization": _norm("LayerNormalization"),
     "QuickGelu": _quick_gelu,
+    "SimplifiedLayerNormalization": _norm("RMSNormalization"),
     "SkipLayerNormalization": _skip_norm("layer_norm"),
     "SkipSimplifiedLayerNormalization": _skip_norm("rms_norm"),
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .activations import ACTIVATION_RULES
+from .attention import ATTENTION_RULES
 from .blocks import BLOCK_RULES
 from .converter import Rule
 from .einsum import EINSUM_RULES
@@ -41,6 +42,7 @@ RULES: dict[str, Rule] = {
     **QLINEAR_RULES,
     **BLOCK_RULES,
     **MICROSOFT_RULES,
+    **ATTENTION_RULES,
     **MATH_RULES,
     **ACTIVATION_RULES,
     **REDUCE_RULES,

@@ -12,6 +12,8 @@ import numpy as np
 from ...errors import ModelError, UnsupportedError
 
 OLDEST_OPSET = 7
+MICROSOFT = "com.microsoft"
+WRITTEN_AS_ONNX = ("LayerNormalization", "SimplifiedLayerNormalization")
 MAX_BYTES = 2**31 - 1
 """Protobuf's limit for one message; the checker and shape inference need the whole model as one."""
 
@@ -33,6 +35,7 @@ def read_onnx(source: Path | Any, label: str) -> Any:
             raise ModelError(
                 f"{label}: weights are in another file; give the path of the model's file instead"
             )
+    _name_domains(model)
     _check(model, label)
     _check_weights(model, label)
     return model
@@ -130,6 +133,20 @@ def _attribute_tensors(node: Any) -> Iterator[Any]:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
+
+
+def _name_domains(model: Any) -> None:
+    """ONNX Runtime's optimiser writes operators of its own as ONNX's: norms that the operator set lacks."""
+    import onnx
+
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+    found = [node for node in nodes if node.op_type in WRITTEN_AS_ONNX and node.domain in ("", "ai.onnx")]
+    missing = [node for node in found if not onnx.defs.has(node.op_type, version, "")]
+    for node in missing:
+        node.domain = MICROSOFT
+    if missing and all(o.domain != MICROSOFT for o in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
 
 
 def _check(model: Any, label: str) -> None:
