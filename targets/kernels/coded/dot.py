@@ -41,6 +41,41 @@ def add_products(dot: str, lanes: int, values: Values, acc: Any, pairs: Sequence
     return acc
 
 
+class RunningSums:
+    """`count` sums of int32 [lanes] in `whole`, to which steps of products are added in any order. `finish`
+    after at most Values.chain of them for each: until then `madd` keeps 16-bit sums of pairs."""
+
+    def __init__(self, dot: str, lanes: int, values: Values, whole: Any, count: int) -> None:
+        self.dot, self.lanes, self.values, self.whole = dot, lanes, values, whole
+        self.pairs = dot.startswith("madd")
+        self.short = emit.local(count, emit.vector("int16", 2 * lanes)) if self.pairs else None
+        self.begun: set[int] = set()
+        self.count = count
+
+    def add(self, index: int, v: Any, x: Any) -> None:
+        lanes = self.lanes
+        if not self.pairs:
+            total = add_products(self.dot, lanes, self.values, emit.load(self.whole, index), [(v, x)])
+            emit.store(self.whole, index, emit.kept(total, lanes))
+            return
+        total = _ubs(lanes, self.values, v, x)
+        if index in self.begun:
+            total = emit.bits(emit.load(self.short, index) + total, "int32", lanes)
+            total = emit.bits(emit.kept(total, lanes), "int16", 2 * lanes)
+        self.begun.add(index)
+        emit.store(self.short, index, total)
+
+    def finish(self) -> None:
+        if not self.pairs:
+            return
+        ones = emit.splat(1, "int16", 2 * self.lanes)
+        for i in range(self.count):
+            wide = emit.intrinsic(
+                _MADD[self.lanes], emit.vector("int32", self.lanes), emit.load(self.short, i), ones
+            )
+            emit.store(self.whole, i, emit.kept(emit.load(self.whole, i) + wide, self.lanes))
+
+
 def _ubs(lanes: int, values: Values, v: Any, x: Any) -> Any:
     kind = emit.vector("int16", 2 * lanes)
     if not values.signed:

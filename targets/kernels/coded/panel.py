@@ -1,7 +1,7 @@
 """Many tokens times a coded weight, in int8: blocks of rows are decoded once into a panel in the cache.
 
 for each block:  panel[step][row][4] <- levels, four neighbours of k together; scales as float32
-for each tile of tokens, each block, each group:
+for each tile of tokens, each block or pair of blocks, each group:
     int32 sums of rows <- what the levels' offset adds, taken back
     for each step:  sums += level * q
     float sums += scale * those
@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import emit
 from ..product import each_tile
-from .dot import add_products
+from .dot import RunningSums
 from .product import (
     CodedSpec,
     Product,
@@ -24,8 +24,8 @@ from .spec import ATOM, VECTORS
 
 WORDS = ATOM // 4
 """Steps of four values of k in an atom."""
-MOST_STEPS = 4
-"""Steps whose weights stay in registers while the tokens of a tile pass."""
+RUNS = (8, 4, 2, 1)
+"""Steps of straight code. Where products are summed in 16 bits, these sums are widened once for all steps."""
 
 
 def emit_coded_panel(spec: CodedSpec, name: str) -> Any:
@@ -48,9 +48,12 @@ class _Panel(Product):
             first = task * together
             count = emit.vmin(p.blocks - first, together) if p.blocks % together else together
             emit.over(0, count, lambda i: self.decode(first + i, i))
+            wide, full = self.s.wide, count // self.s.wide
 
             def tile(token: Any, rows: int) -> None:
-                emit.over(0, count, lambda i: self.tile(first + i, i, token, rows))
+                emit.over(0, full, lambda i: self.tile(first + i * wide, i * wide, token, rows, wide))
+                if together % wide or p.blocks % together % wide:
+                    emit.over(full * wide, count, lambda i: self.tile(first + i, i, token, rows, 1))
 
             each_tile(self.s.tiles, 0, self.s.tiles.count, tile)
 
@@ -92,59 +95,65 @@ class _Panel(Product):
                 at = panel + ((first + atom) * WORDS + word) * size
                 emit.store(self.panel, at, emit.bits(row, "uint8", size), size)
 
-    def tile(self, block: Any, slot: Any, token: Any, rows: int) -> None:
-        """Some tokens times the rows of a block."""
-        sums = emit.local(rows, emit.vector("float32", self.lanes))
-        for t in range(rows):
-            emit.store(sums, t, emit.splat(0.0, "float32", self.lanes))
-        panel = self.panel_at + slot * self.s.panel_bytes
-        scales = self.scales_at + slot * self.p.groups * self.lanes
+    def tile(self, block: Any, slot: Any, token: Any, rows: int, wide: int) -> None:
+        """Some tokens times the rows of `wide` blocks. Sums are in the order [token][block]."""
+        sums = emit.local(rows * wide, emit.vector("float32", self.lanes))
+        for j in range(rows * wide):
+            emit.store(sums, j, emit.splat(0.0, "float32", self.lanes))
         last = self.p.atoms - (self.p.groups - 1) * self.p.group_atoms
         full = self.p.groups if last == self.p.group_atoms else self.p.groups - 1
-        each = lambda group, atoms: self.group(sums, panel, scales, token, group, rows, atoms)  # noqa: E731
-        emit.over(0, full, lambda group: each(group, self.p.group_atoms))
+        size = self.p.group_atoms
+        emit.over(0, full, lambda group: self.group(sums, slot, token, group, rows, wide, size))
         if full < self.p.groups:
-            each(full, last)
+            self.group(sums, slot, token, full, rows, wide, last)
         for t in range(rows):
-            out = (token + t) * self.p.n + block * self.lanes
-            self.finish(block, out, emit.load(sums, t), token + t)
+            for b in range(wide):
+                out = (token + t) * self.p.n + (block + b) * self.lanes
+                self.finish(block + b, out, emit.load(sums, t * wide + b), token + t)
 
-    def group(
-        self, sums: Any, panel: Any, scales: Any, token: Any, group: Any, rows: int, atoms: int
-    ) -> None:
-        whole = emit.local(rows, emit.vector("int32", self.lanes))
+    def group(self, sums: Any, slot: Any, token: Any, group: Any, rows: int, wide: int, atoms: int) -> None:
+        whole = emit.local(rows * wide, emit.vector("int32", self.lanes))
         for t in range(rows):
             start = emit.splat(0, "int32", self.lanes)
             if self.s.factor:
                 at = (token + t) * self.p.groups + group
                 start = emit.splat(emit.load(self.buffers["sums"], at), "int32", self.lanes)
-            emit.store(whole, t, start)
+            for b in range(wide):
+                emit.store(whole, t * wide + b, start)
         first, steps = group * self.p.group_atoms * WORDS, atoms * WORDS
-        emit.over(
-            0, steps // MOST_STEPS, lambda i: self.steps(whole, panel, token, first + i * MOST_STEPS, rows)
-        )
-        scale = emit.local(1, emit.vector("float32", self.lanes))
-        emit.store(scale, 0, emit.load(self.scales, scales + group * self.lanes, self.lanes))
-        for t in range(rows):
-            part = emit.cast(emit.load(whole, t), "float32", self.lanes) * emit.load(scale, 0)
-            if self.s.by_group:
-                at = (token + t) * self.p.groups + group
-                part = part * emit.splat(emit.load(self.buffers["x_scale"], at), "float32", self.lanes)
-            emit.store(sums, t, emit.load(sums, t) + part)
+        run = next(length for length in RUNS if steps % length == 0 and length <= self.longest)
+        emit.over(0, steps // run, lambda i: self.steps(whole, slot, token, first + i * run, rows, wide, run))
+        for b in range(wide):
+            at = self.scales_at + ((slot + b) * self.p.groups + group) * self.lanes
+            scale = emit.local(1, emit.vector("float32", self.lanes))
+            emit.store(scale, 0, emit.load(self.scales, at, self.lanes))
+            for t in range(rows):
+                part = emit.cast(emit.load(whole, t * wide + b), "float32", self.lanes) * emit.load(scale, 0)
+                if self.s.by_group:
+                    at = (token + t) * self.p.groups + group
+                    part = part * emit.splat(emit.load(self.buffers["x_scale"], at), "float32", self.lanes)
+                emit.store(sums, t * wide + b, emit.load(sums, t * wide + b) + part)
 
-    def steps(self, whole: Any, panel: Any, token: Any, first: Any, rows: int) -> None:
-        """Four steps of k for all tokens of a tile."""
+    @property
+    def longest(self) -> int:
+        """Steps whose products may be added before they are widened."""
+        return self.s.values.chain if self.s.dot.startswith("madd") else RUNS[0]
+
+    def steps(self, whole: Any, slot: Any, token: Any, first: Any, rows: int, wide: int, count: int) -> None:
+        """Some steps of k for all tokens and blocks of a tile."""
+        sums = RunningSums(self.s.dot, self.lanes, self.s.values, whole, rows * wide)
         size, width = self.p.vector_bytes, self.p.atoms * ATOM
-        weights = emit.local(MOST_STEPS, emit.vector("uint8", size))
-        for i in range(MOST_STEPS):
-            emit.store(weights, i, emit.load(self.panel, panel + (first + i) * size, size))
-        for t in range(rows):
-            pairs = []
-            for i in range(MOST_STEPS):
-                weight = emit.load(weights, i)
+        weights = emit.local(wide, emit.vector("uint8", size))
+        word = emit.local(1, emit.vector("int32", self.lanes))
+        for i in range(count):
+            for b in range(wide):
+                at = self.panel_at + (slot + b) * self.s.panel_bytes + (first + i) * size
+                emit.store(weights, b, emit.load(self.panel, at, size))
+            for t in range(rows):
                 four = emit.load(self.buffers["q"], (token + t) * width + (first + i) * 4, 4)
-                word = emit.splat(emit.bits(four, "int32", 1), "int32", self.lanes)
-                level = emit.bits(weight, "int8", size) if self.s.values.signed else weight
-                pairs.append((level, emit.bits(word, "int8", size)))
-            total = add_products(self.s.dot, self.lanes, self.s.values, emit.load(whole, t), pairs)
-            emit.store(whole, t, emit.kept(total, self.lanes))
+                emit.store(word, 0, emit.splat(emit.bits(four, "int32", 1), "int32", self.lanes))
+                for b in range(wide):
+                    weight = emit.load(weights, b)
+                    level = emit.bits(weight, "int8", size) if self.s.values.signed else weight
+                    sums.add(t * wide + b, level, emit.bits(emit.load(word, 0), "int8", size))
+        sums.finish()

@@ -23,8 +23,9 @@ from .spec import (
 FLOAT_TILE = 6
 PANEL_BYTES = 24 * 1024
 """Of decoded weights: together with a tile's activations they fit in the first-level cache, or nearly."""
-TILES = {"vnni512": 12, "madd512": 10, "madd256": 10, "portable": 4}
-"""Rows of activations of a tile: measured on Zen 3 for madd256; elsewhere what registers allow."""
+TILES = {"vnni512": (12, 1), "madd512": (10, 1), "madd256": (4, 2), "portable": (4, 1)}
+"""Rows of activations and blocks of weights of a tile: measured on Zen 3 for madd256; elsewhere what
+registers allow."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,12 @@ class CodedSpec:
 
     @property
     def tiles(self) -> Split:
-        return split(self.m, TILES[self.dot] if self.quantised else FLOAT_TILE)
+        return split(self.m, TILES[self.dot][0] if self.quantised else FLOAT_TILE)
+
+    @property
+    def wide(self) -> int:
+        """Blocks of rows of a tile."""
+        return min(TILES[self.dot][1], self.together) if self.quantised else 1
 
     @property
     def panel_bytes(self) -> int:
@@ -86,7 +92,8 @@ class CodedSpec:
     def together(self) -> int:
         """Blocks of rows that a task decodes before it multiplies."""
         fitting = max(1, PANEL_BYTES // self.panel_bytes)
-        return 1 if self.vector else min(4, fitting, max(1, self.packing.blocks // 8))
+        most = min(4, fitting, max(1, self.packing.blocks // 8))
+        return 1 if self.vector else most - (most > 1 and most % 2)
 
     @property
     def stack_bytes(self) -> int:
