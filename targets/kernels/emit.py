@@ -198,19 +198,6 @@ def exp(x: Any, lanes: int) -> Any:
     return p * bits(ib.shift_left(exponent + splat(127, "int32", lanes), splat(23, "int32", lanes)), f, lanes)
 
 
-def erf(x: Any, lanes: int) -> Any:
-    """Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7."""
-    f = "float32"
-    one = splat(1.0, f, lanes)
-    a = vmax(x, splat(0.0, f, lanes) - x)
-    t = one / (one + splat(0.3275911, f, lanes) * a)
-    p = splat(1.061405429, f, lanes)
-    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        p = p * t + splat(c, f, lanes)
-    y = one - p * t * exp(splat(0.0, f, lanes) - a * a, lanes)
-    return tirx.Select(x < splat(0.0, f, lanes), splat(0.0, f, lanes) - y, y)
-
-
 def shuffle_two(a: Any, b: Any, lanes: tuple[int, ...]) -> Any:
     """The chosen lanes of two vectors, those of the second numbered on from the first's."""
     return tirx.Shuffle([a, b], [tirx.const(i, "int32") for i in lanes])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
+from .gelu import gelu
 
 UNIT = 4
 """Vectors whose results are packed together."""
@@ -175,7 +176,7 @@ def activate(f: Any, spec: Any, lanes: int) -> Any:
         "sigmoid": lambda: sigmoid(f),
         "silu": lambda: f * sigmoid(f),
         "tanh": lambda: c(1.0) - c(2.0) / (c(1.0) + emit.exp(f + f, lanes)),
-        "gelu": lambda: f * c(0.5) * (c(1.0) + emit.erf(f * c(math.sqrt(0.5)), lanes)),
+        "gelu": lambda: gelu(f, lanes),
         "leaky_relu": lambda: emit.vmax(f, c(0.0)) + emit.vmin(f, c(0.0)) * c(spec.alpha),
     }[spec.act]()
 

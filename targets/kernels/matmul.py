@@ -16,7 +16,7 @@ transposed operand costs its packing (B) or nothing (A).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,6 @@ import numpy as np
 
 from . import emit
 from .epilogue import Epilogue
-from .gelu import gelu
 from .partial import load_part, store_part
 from .product import (
     Blocks,
@@ -302,6 +301,4 @@ class _Matmul:
             value = value + emit.load(self.buffers["bias"], column, lanes)
         scale = emit.load(self.buffers["scale"], column, lanes) if e.scale else None
         residual = load_part(self.buffers["residual"], e.residual, at, lanes, valid) if e.residual else None
-        if e.act == "gelu":
-            return gelu(replace(e, act="none").activated(value, scale, residual, lanes), lanes)
         return e.activated(value, scale, residual, lanes)
