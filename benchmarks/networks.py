@@ -10,15 +10,12 @@ weights. The first run fetches what is missing of them; the networks are kept wh
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bitsmith.compiler.errors import BitsmithError
 from bitsmith.compiler.machine import this_machine
 from bitsmith.targets.scratch import scratch_folder
 from network_set import NETWORKS
@@ -26,8 +23,7 @@ from peer_bench import Bench, Measured, bench
 from peer_env import PEERS, cache_dir
 from peer_model import subject
 from peer_table import sentences, table, to_json, verdicts
-from peers import ours_failed, pythons
-from rich.console import Console
+from peers import measured, pythons
 from rich.table import Table
 
 Group = tuple[int, str, str]
@@ -93,35 +89,15 @@ def compare(chosen: argparse.Namespace, say: Any, show: Any) -> dict[str, Any]:
             folder.mkdir()
             source, calibration, evaluation = NETWORKS[name](chosen.env, folder)
             one = subject(source, folder, calibration=calibration, evaluation=evaluation)
-            measured = bench(run, one, folder, {})
-            show(table(one, measured.rows))
-            for sentence in sentences(measured):
+            found = bench(run, one, folder, {})
+            show(table(one, found.rows))
+            for sentence in sentences(found):
                 show(sentence)
-            ratios[name] = ratios_of(measured)
-            results.append(to_json(one, measured))
+            ratios[name] = ratios_of(found)
+            results.append(to_json(one, found))
     show(summary(ratios))
     return {"machine": this_machine().to_json(), "models": results}
 
 
-def main() -> int:
-    """0: measured; 1: one of ours could not be; 130: interrupted; else the error's own code."""
-    chosen = arguments()
-    err = Console(stderr=True)
-    out = Console() if sys.stdout.isatty() else Console(width=110)
-    try:
-        with err.status("") if err.is_terminal else nullcontext() as status:
-            say = status.update if status else err.print
-            result = compare(chosen, say, lambda what: out.print(what, soft_wrap=isinstance(what, str)))
-        if chosen.json:
-            chosen.json.write_text(json.dumps(result, indent=1))
-    except BitsmithError as error:
-        err.print(f"error: {error}", style="red", markup=False)
-        return error.exit_code
-    except KeyboardInterrupt:
-        err.print("interrupted; every worker has been ended")
-        return 130
-    return 1 if ours_failed(result) else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measured(arguments(), compare))

@@ -140,9 +140,12 @@ def ours_failed(result: Mapping[str, Any]) -> bool:
     return any(row["engine"] == OURS and row["failed"] for row in rows)
 
 
-def main() -> int:
-    """0: measured; 1: one of ours could not be; 130: interrupted; else the error's own code."""
-    chosen = arguments()
+def measured(
+    chosen: argparse.Namespace,
+    compare: Callable[[argparse.Namespace, Callable[[str], None], Callable[[Any], None]], dict[str, Any]],
+) -> int:
+    """Runs a benchmark and writes --json. 0: measured; 1: one of ours could not be; 130: interrupted; else
+    the error's own code."""
     err = Console(stderr=True)
     # A pipe has no width: the table's own, so that nothing is cut.
     out = Console() if sys.stdout.isatty() else Console(width=110)
@@ -162,4 +165,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measured(arguments(), compare))
