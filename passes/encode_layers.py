@@ -3,7 +3,7 @@ give.
 
     round        nearest levels, ranges kept                      no samples
     search       scales and tables of least squared error         no samples: by weights; with: by inputs'
-    sizes hqq          the same with less care for outliers             no samples
+    hqq          the same with less care for outliers             no samples
     compensate   errors make each other good                      samples
 
 With samples the graph runs once, node by node over all of them (live_values.py): a layer's X^T X is that of

@@ -116,7 +116,7 @@ def test_a_plan_with_the_formats_of_a_file_takes_its_codes(q4_0, monkeypatch):
     model = bitsmith.load(q4_0, context=CONTEXT)
     plan = Plan.uniform(model.graph(1, 1), "int4:32")
     asked = []
-    monkeypatch.setattr("bitsmith.passes.code_layers.encode", lambda *a: asked.append(a))
+    monkeypatch.setattr("bitsmith.passes.layer_coder.encode", lambda *a: asked.append(a))
     bitsmith.compile(model, plan=plan).close()
     assert not asked
 

@@ -42,16 +42,13 @@ def search_formats(model: Path, out: Path, calibration: Path, wanted: FormatSear
     from .. import pipeline
     from ..frontends.language.model import load_language_model
     from ..pipeline.bit_searching import FORMATS, TRIALS
+    from ..pipeline.data_files import read_text
 
-    try:
-        text = calibration.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the calibration text {calibration}: {error}") from None
     with said.progress() as progress:
         result = pipeline.search_bits(
             load_language_model(model),
             out,
-            calibration=text,
+            calibration=read_text(calibration),
             constraints=wanted.constraints,
             formats=wanted.formats or FORMATS,
             table=wanted.losses or "curvature",

@@ -12,7 +12,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitsmith compile model.onnx -o best.bitsmith --plan plan.json --calibration samples.npy",
         "bitsmith compile text.onnx -o text.bitsmith --shape batch=1 --shape seq=32,64,128",
         "bitsmith compile model.gguf -o chat.bitsmith --context 4096 --uniform int4:64",
-        "bitsmith compile model.gguf -o chat.bitsmith --plan plan.json",
+        "bitsmith compile model.gguf -o chat.bitsmith --uniform bitmod4:64 --calibration text.txt",
+        "bitsmith compile model.gguf -o chat.bitsmith --plan plan.json --method hqq",
     ),
     "search": (
         "bitsmith search model.onnx -o found --calibration samples.npy --constraint 'agreement>=0.98'",

@@ -120,15 +120,18 @@ def eval(
 ) -> None:
     """Perplexity of a language model's artifact on a text, and how far its predictions are from another's."""
     from .. import pipeline
+    from ..pipeline.data_files import read_text
 
     said = Output(as_json, quiet)
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the text {text}: {error}") from None
     with said.progress() as progress:
         result = pipeline.evaluate(
-            artifact, content, against, tokens=tokens, window=window, threads=threads, progress=progress
+            artifact,
+            read_text(text),
+            against,
+            tokens=tokens,
+            window=window,
+            threads=threads,
+            progress=progress,
         )
     said.emit(result, evaluated(result, artifact, against))
 

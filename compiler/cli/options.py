@@ -14,6 +14,15 @@ ABOUT_DATA = (
 QUALITIES = "agreement, kl, cosine, sqnr, accuracy, accuracy_drop"
 
 
+class CodingMethod(StrEnum):
+    """How weights become codes."""
+
+    ROUND = "round"
+    SEARCH = "search"
+    HQQ = "hqq"
+    COMPENSATE = "compensate"
+
+
 class CacheType(StrEnum):
     """What a language model keeps of the tokens so far."""
 
@@ -83,7 +92,12 @@ Buckets = Annotated[
 ]
 Calibration = Annotated[
     Path | None,
-    Option("--calibration", "-c", metavar="DATA", help=f"Sample inputs, for int8's ranges: {ABOUT_DATA}."),
+    Option(
+        "--calibration",
+        "-c",
+        metavar="DATA|TEXT",
+        help=f"Sample inputs, for int8's ranges and for codes: {ABOUT_DATA}; of a language model a text.",
+    ),
 ]
 SearchCalibration = Annotated[
     Path,
@@ -126,6 +140,14 @@ Context = Annotated[
 ]
 Cache = Annotated[
     CacheType | None, Option(help="Of a language model: type of keys and values; float16 when not given.")
+]
+Method = Annotated[
+    CodingMethod | None,
+    Option(
+        help="How weights become codes: to the nearest level, by least squares (usual), by HQQ, or with "
+        "errors that make each other good (needs --calibration, and is usual with it).",
+        show_default=False,
+    ),
 ]
 KeepCodes = Annotated[
     bool,

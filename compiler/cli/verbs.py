@@ -5,6 +5,7 @@ Imports of the pipeline stand inside the functions: `bitsmith --help` must not w
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 OBJECTIVES = ("quality", "latency", "size")
 TRIALS = 40
 MEASURE_SECONDS = 2.0  # for the latency that compile shows
+CODES = ".codes"  # beside an artifact in the making: what goes on from here after a stop
 
 
 def inspect(
@@ -53,6 +55,7 @@ def compile(
     plan: o.PlanFile = None,
     uniform: o.UniformChoice = None,
     calibration: o.Calibration = None,
+    method: o.Method = None,
     target: o.Target = "host",
     shape: o.Buckets = None,
     context: o.Context = None,
@@ -63,33 +66,39 @@ def compile(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Compile a model to an artifact, by a plan or uniformly; for several shapes, if given."""
+    """Compile a model to an artifact, by a plan or uniformly; for several shapes, if given. Coding of weights
+    that was stopped goes on."""
     from .. import pipeline
     from ..frontends.language.model import LanguageModel
-    from ..pipeline.data_files import parse_buckets, read_samples
+    from ..pipeline.data_files import parse_buckets, read_samples, read_text
     from .tables import compiled
 
     if plan is not None and uniform is not None:
         raise InputError("--plan and --uniform exclude each other: a plan says what every layer becomes")
     said = Output(as_json, quiet)
     pipeline.check_replaceable(out)
-    samples = None if calibration is None else read_samples(calibration)
     room: dict[str, Any] = {"context": context, "cache": cache and cache.value}
     loaded = pipeline.load(model, shapes=parse_buckets(shape) if shape else None, **room)
-    chosen = _plan(loaded, plan, uniform, keep_codes)
+    speaks = isinstance(loaded, LanguageModel)
+    given = None if calibration is None else (read_text if speaks else read_samples)(calibration)
+    kept = out.with_name(out.name + CODES)
+    how: dict[str, Any] = {
+        "target": target,
+        "plan": _plan(loaded, plan, uniform, keep_codes),
+        "calibration": given,
+        "method": method and method.value,
+        "kept": kept,
+    }
     measured = None
     with said.progress() as progress:
         # A language model is not opened here: its weights would be in memory.
-        if pipeline.runs_here(target) and not isinstance(loaded, LanguageModel):
-            with pipeline.compile(
-                loaded, target=target, plan=chosen, calibration=samples, threads=threads, progress=progress
-            ) as made:
+        if pipeline.runs_here(target) and not speaks:
+            with pipeline.compile(loaded, **how, threads=threads, progress=progress) as made:
                 made.save(out)
                 measured = pipeline.measure(made, threads=threads, seconds=MEASURE_SECONDS)
         else:
-            pipeline.cross_compile(
-                loaded, out, target=target, plan=chosen, calibration=samples, progress=progress
-            )
+            pipeline.cross_compile(loaded, out, **how, progress=progress)
+    shutil.rmtree(kept, ignore_errors=True)
     info = pipeline.inspect(out)
     said.emit({"artifact": info, "measured": measured}, *compiled(info, measured))
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from ..artifact import check_replaceable, read_manifest
 from ..artifact.manifest import MANIFEST
-from ..errors import InputError
 from ..files import write_whole
 from ..formats import decode, format_of
 from ..frontends.language.model import LanguageModel
 from ..plan import Plan
+from .coding import text_runs
 from .models import Progress, cross_compile
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 FORMATS = ("int2:64", "bitmod3:64", "bitmod4:64", "int5:64", "int6:64", "int8:64")
 """A ladder from 2 to 8 bits. Groups of 64 divide more widths than those of 128, and what the last group of
 a row lacks is stored all the same: of SmolLM2-135M bitmod3:128 takes 3.41 bits a weight, bitmod3:64 3.21."""
-WINDOW, LEAST_WINDOW = 256, 8
-"""Tokens that are read at a time: no more than the usual, and never fewer than the least."""
 TRIALS = 8
 JUDGED = 4
 """Of so many windows of the text one judges; the others make the table and the codes."""
@@ -132,18 +130,7 @@ def text_windows(
     """The text's first tokens as runs of the whole graph: to make tables of, and to judge on. Raises
     InputError for a text that is too short, or a model without a tokenizer.
     """
-    from tokenizers import Tokenizer
-
-    if model.tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer: a text cannot be read with it")
-    ids = Tokenizer.from_str(model.tokenizer).encode(text).ids[:tokens]
-    size = min(WINDOW, model.context, len(ids) // JUDGED)
-    if size < LEAST_WINDOW:
-        raise InputError(
-            f"the calibration text has {len(ids)} tokens, too few: give at least {LEAST_WINDOW * JUDGED}, "
-            "better some thousands"
-        )
-    runs = [{"tokens": np.array(ids[i : i + size], np.int64)} for i in range(0, len(ids) - size + 1, size)]
+    runs = text_runs(model, text, tokens, JUDGED)
     judged = runs[JUDGED - 1 :: JUDGED]
     return [run for i, run in enumerate(runs) if i % JUDGED != JUDGED - 1], judged
 

@@ -147,6 +147,14 @@ def parse_threads(text: str) -> tuple[int, ...]:
     return counts
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8. Raises InputError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the text {path}: {error}") from None
+
+
 def split_option(option: str, flag: str, example: str, *, last: bool = False) -> tuple[str, str]:
     """Name and value of `name=value`; with `last` the name may have `=` in it, else the value."""
     name, equals, value = option.rpartition("=") if last else option.partition("=")

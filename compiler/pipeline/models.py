@@ -19,8 +19,9 @@ from ..ledger import LedgerRow
 from ..plan import Plan, free_layers_of
 from ..samples import Samples, iterate
 from .buckets import check_alike, share_params
+from .coding import Coding
 from .feeds import random_feed
-from .language_models import KnownCodes, entries_of, known_codes
+from .language_models import entries_of
 from .ledger_rows import layer_times, rows_of
 
 if TYPE_CHECKING:
@@ -108,8 +109,10 @@ def compile(
     *,
     target: str = "host",
     plan: PlanLike | None = None,
-    calibration: Samples | None = None,
+    calibration: Samples | str | None = None,
     coded: Mapping[str, Coded] | None = None,
+    method: str | None = None,
+    kept: PathLike | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -122,9 +125,13 @@ def compile(
     plan         what each layer becomes: a Plan, a plan file, or a search's candidate (`result.best`);
                  None leaves every layer float32
     calibration  sample inputs (compiler/samples.py says in which forms); needed when the plan has int8
-                 layers. Of several graphs the first is calibrated, and its ranges serve all
+                 layers. Of several graphs the first is calibrated, and its ranges serve all. Of a language
+                 model a text, whose first 8192 tokens its weights are coded for
     coded        codes of layers that the plan gives a weight format; the weights of others are taken from a
-                 GGUF file that has the format, else rounded to the nearest levels
+                 GGUF file that has the format, else coded here
+    method       how: "round", "search", "hqq" or "compensate" (passes/encode_layers.py); by default
+                 compensate with calibration, search without
+    kept         folder for the codes of finished layers: a run that was stopped goes on there
     threads      threads of a run (1 when None); a compiled model runs with any number, `Artifact.set_threads`
                  changes it
 
@@ -143,15 +150,14 @@ def compile(
             f"{chip.name} -o DIR` write it without opening it"
         )
     report = progress or _silent
-    graphs, kept = entries_of(graph)
-    (planned, *others), chosen, ranges = _planned(
-        graphs, plan, calibration, report, chip, known_codes(graph, coded)
-    )
+    graphs, language = entries_of(graph)
+    coding = Coding(graph, coded, calibration, method, kept)
+    (planned, *others), chosen, ranges = _planned(graphs, plan, coding, report, chip)
     stage = _stage(report, "compiling kernels")
     artifact = build(
-        planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage, **kept
+        planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage, **language
     )
-    times = layer_times(artifact, _first_feed(graphs[0], calibration), PROFILE_REPEATS)
+    times = layer_times(artifact, _first_feed(graphs[0], coding.samples), PROFILE_REPEATS)
     forms = form_reasons(planned, chip.isa)
     artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan), forms))
     artifact.set_threads(1 if threads is None else threads)
@@ -164,8 +170,10 @@ def cross_compile(
     *,
     target: str,
     plan: PlanLike | None = None,
-    calibration: Samples | None = None,
+    calibration: Samples | str | None = None,
     coded: Mapping[str, Coded] | None = None,
+    method: str | None = None,
+    kept: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the compiled model to the directory `out` and returns its path; the target may be another
@@ -179,10 +187,9 @@ def cross_compile(
 
     chip = resolve(target)
     report = progress or _silent
-    graphs, kept = entries_of(graph)
-    (planned, *others), chosen, ranges = _planned(
-        graphs, plan, calibration, report, chip, known_codes(graph, coded)
-    )
+    graphs, language = entries_of(graph)
+    coding = Coding(graph, coded, calibration, method, kept)
+    (planned, *others), chosen, ranges = _planned(graphs, plan, coding, report, chip)
     forms = form_reasons(planned, chip.isa)
     ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan), forms)]
     stage = _stage(report, "compiling kernels")
@@ -195,7 +202,7 @@ def cross_compile(
         ledger=ledger,
         ranges=ranges,
         progress=stage,
-        **kept,
+        **language,
     )
 
 
@@ -210,10 +217,9 @@ def _stage(report: Progress, name: str) -> Callable[[int, int], None]:
 def _planned(
     graphs: Sequence[Graph],
     plan: PlanLike | None,
-    calibration: Samples | None,
+    coding: Coding,
     report: Progress,
     chip: Target,
-    known: KnownCodes,
 ) -> tuple[list[Graph], Plan, Ranges | None]:
     """The graphs as the plan makes them for the chip, the plan, and the ranges that an artifact keeps."""
     from ...passes.apply_plan import apply_plan
@@ -222,22 +228,13 @@ def _planned(
     prepared = [prepare(graph) for graph in graphs]
     check_alike(prepared)
     chosen = _plan_of(plan, prepared[0])
-    ranges = _ranges(prepared[0], chosen, calibration, report)
+    ranges = _ranges(prepared[0], chosen, coding.samples, report)
     kept = None if ranges is None else ranges.for_plan(chosen)
-    codes = _codes(prepared[0], chosen, known)
+    codes = coding.codes(prepared[0], chosen, report)
     planned = [
         apply_plan(graph, chosen, ranges, pair_bound=chip.pair_bound, coded=codes) for graph in prepared
     ]
     return planned, chosen, kept
-
-
-def _codes(prepared: Graph, plan: Plan, known: KnownCodes) -> Mapping[str, Coded]:
-    """Of layers that the plan gives a weight format: those known, others rounded; once for all entries."""
-    from ...passes.code_layers import round_layers
-
-    found = known(plan.coded)
-    rest = {layer: plan.choice(layer) for layer in plan.coded if layer not in found}
-    return found | round_layers(prepared, replace(plan, layers=rest))
 
 
 def _plan_of(plan: PlanLike | None, prepared: Graph) -> Plan:
