@@ -16,6 +16,8 @@ from peer_turns import PeerError
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("onnxruntime", "openvino")
+ENGINES = (*PEERS, "llama_cpp")
+"""Those with an environment of their own."""
 # NNCF and OpenVINO report their use over the network unless they believe to be in continuous integration.
 QUIET = {"CI": "true", "NNCF_CI": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONWARNINGS": "ignore"}
 
@@ -35,7 +37,7 @@ def environment(engine: str, root: Path, say: Callable[[str], None]) -> Path:
     The project's own engine has the project's own python. Raises PeerError with pip's reason when it cannot
     be made.
     """
-    if engine not in PEERS:
+    if engine not in ENGINES:
         return Path(sys.executable)
     wanted = requirements(engine).read_text(encoding="utf-8")
     folder = root / engine

@@ -51,11 +51,11 @@ class Worker:
 
     def run(self, count: int) -> list[float]:
         """Seconds of each of `count` runs."""
-        return list(self._ask(f"run {count}"))
+        return list(self.ask(f"run {count}"))
 
     def outputs(self, path: Path) -> int:
         """Has the outputs for all samples written to `path` (.npz: "0", "1", ...); returns their number."""
-        return int(self._ask(f"outputs {path}"))
+        return int(self.ask(f"outputs {path}"))
 
     def settle(self, limit_s: float = 2.0) -> float:
         """Waits until no thread of it wants to run; returns the CPU seconds that it used for nothing.
@@ -109,7 +109,8 @@ class Worker:
     ) -> None:
         self.close()
 
-    def _ask(self, request: str) -> Any:
+    def ask(self, request: str) -> Any:
+        """The answer to any request."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(request + "\n")
