@@ -148,6 +148,8 @@ def test_gemma_3_of_a_model_for_pictures_too(tmp_path):
     [
         ({"model_type": "mamba"}, UnsupportedError, "type 'mamba' are not supported; llama, mistral"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, UnsupportedError, "scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, UnsupportedError, "scaling 'longrope'"),
+        ({"rope_scaling": {"type": "yarn"}, "rope_parameters": None}, UnsupportedError, "scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear"}}, ModelError, "needs factor"),
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedError, "codes already"),
         ({"hidden_act": "mish"}, UnsupportedError, "activation 'mish'"),
@@ -193,7 +195,9 @@ def test_options_that_are_none(llama, options):
 
 def test_sizes_that_are_none(llama):
     model = load_language_model(llama, context=20)
-    assert load_language_model(llama, context=9999).context == 128
+    assert load_language_model(llama).context == 128
+    with pytest.raises(InputError, match="129 tokens is asked for, but the model was made for 128"):
+        load_language_model(llama, context=129)
     for tokens, rows in ((21, 1), (0, 1), (1, 0)):
         with pytest.raises(InputError, match="1 to 20 tokens"):
             model.graph(tokens, rows)

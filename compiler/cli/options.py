@@ -135,7 +135,9 @@ UniformChoice = Annotated[
 Context = Annotated[
     int | None,
     Option(
-        metavar="TOKENS", min=1, help="Of a language model: prompt and answer together; 2048 when not given."
+        metavar="TOKENS",
+        min=1,
+        help="Of a language model: prompt and answer together, at most what it was made for; usually 2048.",
     ),
 ]
 Cache = Annotated[

@@ -104,7 +104,8 @@ def _found(place: str | os.PathLike[str], window: int, progress: Progress | None
 
     if not is_language_model(place):
         return open(place)  # says what is missing
-    model = load_language_model(place, context=max(1, window), cache="float32")
+    trained = load_language_model(place).config.context
+    model = load_language_model(place, context=min(max(1, window), trained), cache="float32")
     return compile(model, progress=progress)
 
 

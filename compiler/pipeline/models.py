@@ -75,7 +75,8 @@ def load(
     constants
             values of inputs of an ONNX model that are the same in every run, such as the target of a Reshape:
             they are compiled in, and are no inputs of the result
-    context of a language model: tokens that it has room for, 2048 or what it was made for
+    context of a language model: tokens that it has room for, at most those that it was made for; 2048 or less
+            when None
     cache   what it keeps of them: "float16", "int8" or "float32" keys and values
 
     A checkpoint's weights are read when they are used. Raises InputError, ModelError (not a valid model) or
@@ -89,9 +90,7 @@ def load(
             raise InputError(
                 f"{source} is a language model: its shapes follow from context=, its inputs are known"
             )
-        return load_language_model(
-            source, context=2048 if context is None else context, cache=cache or "float16"
-        )
+        return load_language_model(source, context=context, cache=cache or "float16")
     if context is not None or cache is not None:
         raise InputError(
             "context and cache are for language models: directories with a config.json, and .gguf files"

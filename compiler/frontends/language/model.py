@@ -18,6 +18,7 @@ from .graph import CACHES, cached_graph, whole_graph
 
 CHUNK = 128
 """Tokens of a prompt that one run reads."""
+USUAL_CONTEXT = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,21 +111,28 @@ def is_language_model(source: object) -> bool:
 
 
 def load_language_model(
-    path: str | os.PathLike[str], *, context: int = 2048, cache: str = "float16"
+    path: str | os.PathLike[str], *, context: int | None = None, cache: str = "float16"
 ) -> LanguageModel:
     """The model of a directory (config.json, *.safetensors, tokenizer.json) or of a GGUF file.
 
-    `context` is cut to what the model was made for. Raises InputError, ModelError (missing or damaged files,
+    `context` None: 2048, or what the model was made for, where that is less. Raises InputError (a longer
+    context than the model was made for), ModelError (missing or damaged files,
     missing tensors), UnsupportedError (a family, a rope scaling or a format of weights that is not known).
     """
     if cache not in CACHES:
         raise InputError(f"cache {cache!r} is not one of {', '.join(CACHES)}")
-    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
         raise InputError(f"context is {context!r}, must be a number of tokens")
     place = Path(path)
     checkpoint = _read(place)
     weights = check_weights(checkpoint, str(place))
-    context = min(context, checkpoint.config.context)
+    trained = checkpoint.config.context
+    if context is not None and context > trained:
+        raise InputError(
+            f"{place}: a context of {context} tokens is asked for, but the model was made for {trained}, and "
+            f"writes nonsense beyond: give at most {trained}"
+        )
+    context = min(USUAL_CONTEXT, trained) if context is None else context
     return LanguageModel(checkpoint.name, checkpoint.config, weights, context, cache, checkpoint)
 
 
