@@ -26,7 +26,7 @@ from ..compiler.ir import Graph, Node
 from ..compiler.samples import Samples, iterate
 from .kept_codes import KeptCodes, LayerCodes
 from .layer_coder import EncodeOptions, LayerCoder, matrix_of
-from .layer_inputs import layer_inputs
+from .layer_inputs import float_inputs, layer_inputs
 from .live_values import LiveValues, needed_nodes
 
 Progress = Callable[[int, int, str], None]
@@ -44,11 +44,12 @@ def encode_layers(
 ) -> Found:
     """(layer name, its codes) for each layer in `formats`, in the graph's order.
 
-    Layers are `linear` and `gather` nodes with a float32 matrix; a gather, and all layers that share its
-    matrix, get codes of least squared error. Finished layers are kept in `folder`; a run with the same
-    arguments goes on there. `progress(done, all, layer)` is called after each layer. Raises InputError for
-    formats of what is no layer, shared matrices with different formats, samples that do not fit, and for a
-    folder of another run.
+    Layers are `linear` and `gather` nodes with a float32 matrix; a gather gets codes of least squared error.
+    Layers that share a matrix get codes for what the linear ones among them read in the float network: a
+    head's errors reach the logits, those of a row of embeddings hardly do. Finished layers are kept in
+    `folder`; a run with the same arguments goes on there. `progress(done, all, layer)` is called after each
+    layer. Raises InputError for formats of what is no layer, shared matrices with different formats, samples
+    that do not fit, and for a folder of another run.
     """
     options = options or EncodeOptions()
     layers = coded_layers(graph, formats)
@@ -150,11 +151,24 @@ class _Walk:
                 values.release(node.inputs[0])
             return self._made.pop(node.name)
         matrix = matrix_of(self.graph, node)
-        codes = self._shared.get(matrix) or self._coded_together([node], None)[node.name]
-        if self._uses[matrix] > 1:
-            self._shared[matrix] = codes
-            self.kept.put(node.name, codes)
+        if self._uses[matrix] == 1:
+            return self._coded_together([node], None)[node.name]
+        if matrix not in self._shared:
+            self._shared[matrix] = self._coded_for_all(node)
+        codes = self._shared[matrix]
+        self.kept.put(node.name, codes)
         return codes
+
+    def _coded_for_all(self, node: Node) -> LayerCodes:
+        """Codes of a matrix that several layers share: for what the linear ones among them read."""
+        if node.name in self.kept:
+            return self.kept.get(node.name)
+        matrix, coder = matrix_of(self.graph, node), self.coder.unscaled()
+        readers = [n for n in self.layers if n.op == "linear" and matrix_of(self.graph, n) == matrix]
+        if not self.runs or not readers or not coder.options.looks_at_inputs:
+            return coder.code([node], None)[node.name]
+        inputs = float_inputs(self.graph, self.runs, readers, coder.options.memory)
+        return coder.code(readers[:1], inputs)[readers[0].name]
 
     def _coded_together(self, group: Sequence[Node], values: LiveValues | None) -> dict[str, LayerCodes]:
         """Codes of layers that read one value; those that are kept already are read."""

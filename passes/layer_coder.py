@@ -47,6 +47,11 @@ class EncodeOptions:
         if self.method not in METHODS:
             raise InputError(f"codes are made by {', '.join(METHODS)}, not by {self.method!r}")
 
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether codes depend on what a layer reads."""
+        return self.method in ("search", "compensate")
+
 
 def matrix_of(graph: Graph, node: Node) -> str | None:
     """The parameter [outputs, inputs] of a linear layer, or the one [rows, width] that a gather reads rows
@@ -94,6 +99,10 @@ class LayerCoder:
         least = DAMPING * len(inputs.magnitude) / max(inputs.rows, 1)
         compensation = replace(usual, damping=max(usual.damping, least))
         return replace(self, options=replace(self.options, compensation=compensation))
+
+    def unscaled(self) -> LayerCoder:
+        """Without factors for inputs: a table that shares its matrix with a layer cannot have them."""
+        return replace(self, options=replace(self.options, scale_inputs=False))
 
     def weight(self, node: Node) -> np.ndarray:
         matrix = matrix_of(self.graph, node)

@@ -4,12 +4,14 @@ channel.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..compiler.errors import InputError
-from .live_values import LiveValues
+from ..compiler.ir import Graph, Node
+from .live_values import LiveValues, needed_nodes
 
 LOUDEST = 4.0
 STRIPE = 1024
@@ -39,6 +41,21 @@ def layer_inputs(values: LiveValues, value: str) -> LayerInputs:
         magnitude += np.abs(x).sum(0, dtype=np.float64)
         rows += len(x)
     return LayerInputs(hessian, magnitude / max(rows, 1), rows)
+
+
+def float_inputs(
+    graph: Graph, runs: Sequence[Mapping[str, np.ndarray]], layers: Sequence[Node], memory: int
+) -> LayerInputs:
+    """Of linear layers together, in the network as it is. Raises InputError as `layer_inputs`."""
+    wanted = list(dict.fromkeys(layer.inputs[0] for layer in layers))
+    running = needed_nodes(graph, wanted)
+    with LiveValues(graph, runs, running, wanted, memory) as values:
+        for node in running:
+            values.step(node, {})
+        found = [layer_inputs(values, value) for value in wanted]
+    rows = sum(each.rows for each in found)
+    magnitude = np.sum([each.magnitude * each.rows for each in found], 0) / max(rows, 1)
+    return LayerInputs(np.sum([each.hessian for each in found], 0), magnitude, rows)
 
 
 def quietened(x: np.ndarray) -> np.ndarray:

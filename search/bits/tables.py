@@ -5,8 +5,8 @@
     curvature   1/2 sum over outputs of curvature * mean squared error, nats: KL by judge.py
     measured    KL with only this unit coded in one format, times the ratio of `output` errors for the others
 
-The first three look at a sample of each matrix's rows, coded as the final ones are (compiler/formats):
-GPTQ's loop where a layer's inputs are known, least squares for matrices that several layers share.
+The first three look at a sample of each matrix's rows, coded as the final ones are (compiler/formats): by
+GPTQ's loop for what a linear layer reads, by least squares for a table that rows are gathered from.
 
 Of ShiftAddLLM (You et al., NeurIPS 2024): |IS| * std(IS)^2 with IS = W / diag(chol((X X^T)^-1)).
 """
@@ -66,7 +66,6 @@ def losses(
     if kind not in ("output", "shiftadd", "curvature") or (kind == "curvature") != (curvature is not None):
         raise InternalError(f"no table of losses {kind!r}, or its curvature is missing or not wanted")
     unit_of = {layer: unit for unit in units for layer in unit.layers}
-    tied = {layer for unit in units for m in unit.matrices if m.tied for layer in m.layers}
     table = {unit.name: dict.fromkeys(formats, 0.0) for unit in units}
     nodes = [node for node in graph.nodes if node.name in unit_of]
     wanted = Counter(_read_by(node) for node in nodes)
@@ -76,7 +75,7 @@ def losses(
         for node in graph.nodes:
             if node.name in unit_of:
                 slopes = None if curvature is None else curvature[node.name]
-                view = _view(graph, node, values, slopes, node.name in tied, kind)
+                view = _view(graph, node, values, slopes, kind)
                 importance.of_inputs[node.name] = view.importance
                 for format in formats:
                     table[unit_of[node.name].name][format] += view.loss(format)
@@ -95,9 +94,7 @@ def _read_by(node: Node) -> str:
     return node.inputs[0] if node.op == "linear" else node.inputs[1]
 
 
-def _view(
-    graph: Graph, node: Node, values: LiveValues, slopes: np.ndarray | None, tied: bool, kind: str
-) -> _View:
+def _view(graph: Graph, node: Node, values: LiveValues, slopes: np.ndarray | None, kind: str) -> _View:
     matrix = matrix_of(graph, node)
     assert matrix is not None, "units are made of layers with matrices"
     weight = graph.params[matrix]
@@ -107,14 +104,9 @@ def _view(
     hessian = inputs.hessian / max(inputs.rows, 1)
     chosen, counts = sampled(np.ones(len(weight)) if slopes is None else slopes, SAMPLED)
     rows = np.ascontiguousarray(weight[chosen])
-    code: Callable[[Format], Coded]
-    if tied:
-        flat = np.ones(weight.shape[1], np.float32)
-        code = lambda format: encode(rows, format, flat)  # noqa: E731
-    else:
-        coder = Compensator(hessian, Compensation(sweeps=0))
-        code = lambda format: coder.code(rows, format)  # noqa: E731
-    return _View(rows, counts, hessian, code, kind, np.diagonal(hessian).astype(np.float32))
+    coder = Compensator(hessian, Compensation(sweeps=0))
+    importance = np.diagonal(hessian).astype(np.float32)
+    return _View(rows, counts, hessian, lambda format: coder.code(rows, format), kind, importance)
 
 
 def _table_view(

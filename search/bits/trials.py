@@ -51,7 +51,8 @@ class Trial:
 
 
 class CodedWeights:
-    """Matrices in codes of least squared error (weighted by a layer's inputs), made once when asked for."""
+    """Matrices in codes of least squared error (weighted by a layer's inputs; those of the head for a table
+    that is one too), made once when asked for."""
 
     def __init__(self, graph: Graph, importance: Importance) -> None:
         self.graph, self.importance = graph, importance
@@ -63,7 +64,7 @@ class CodedWeights:
             if (matrix.name, format) not in self._codes:
                 weight = self.graph.params[matrix.name]
                 width = weight.shape[1]
-                known = None if matrix.tied else self.importance.of_inputs.get(matrix.layers[0])
+                known = self.importance.of_inputs.get(matrix.layers[-1])
                 used = known if known is not None else np.ones(width, np.float32)
                 self._codes[matrix.name, format] = encode(weight, format, used)
         return {m.name: decode(self._codes[m.name, format]) for m in unit.matrices}
