@@ -286,6 +286,26 @@ def test_constants_in_all_their_forms():
     assert not compare(model(nodes, {"x": (2, 2)}), {"x": np.array([[1, 2], [3, 4]], np.float32)}).differences
 
 
+def test_an_output_that_is_a_weight_is_the_weight_as_the_file_has_it(rng):
+    """The layer that reads it has it transposed."""
+    weight = rng.standard_normal((2, 3)).astype(np.float32)
+    proto = model([node("MatMul", "x w")], {"x": (1, 2)}, ("w", "y"), {"w": weight})
+    x = rng.standard_normal((1, 2)).astype(np.float32)
+    found = run_reference(load_model(proto), {"x": x})
+    np.testing.assert_array_equal(found["w"], weight)
+    np.testing.assert_allclose(found["y"], x @ weight, rtol=1e-6)
+
+
+def test_large_constants_are_combined_element_by_element():
+    """2^14 numbers with as many are 2^14 again, although nothing says so in the file."""
+    many = np.arange(2**14, dtype=np.float32)
+    nodes = [node("Where", "c a b", "v"), node("Concat", "v a", "w", axis=0), node("Add", "x w")]
+    proto = model(nodes, {"x": (1,)}, weights={"a": many, "b": -many, "c": many > 100})
+    (want,) = onnxruntime_outputs(proto, {"x": np.ones(1, np.float32)})
+    found = run_reference(load_model(proto), {"x": np.ones(1, np.float32)})["y"]
+    np.testing.assert_array_equal(found, want)
+
+
 @pytest.mark.parametrize("axis, chosen", [(1, (1, 40)), (0, (1, 3)), (-1, (2, 5))])
 def test_constants_chosen_of_larger_ones_are_folded(rng, axis, chosen):
     """As BERT's token types are of their buffer; onnx's own evaluator fails at it."""

@@ -146,6 +146,23 @@ def test_dynamically_quantised_products_keep_their_codes(rng):
     np.testing.assert_allclose(run_reference(graph, {"x": x})["y"], want, atol=1e-4)
 
 
+def test_equal_codes_may_have_different_scales(rng):
+    """A file has a number once that two operators read."""
+    numbers = {"h": np.int8(127), "s1": np.float32(0.01), "s2": np.float32(0.002), "z": np.int8(0)}
+    nodes = [
+        node("QuantizeLinear", "x s1 z", "q"),
+        onnx.helper.make_node("QLinearAdd", ["q", "s1", "z", "h", "s1", "z", "s1", "z"], ["a"]),
+        onnx.helper.make_node("QLinearAdd", ["a", "s1", "z", "h", "s2", "z", "s1", "z"], ["b"]),
+        node("DequantizeLinear", "b s1 z"),
+    ]
+    for adding in nodes[1:3]:
+        adding.domain = "com.microsoft"
+    proto = model(nodes, {"x": (50,)}, weights=numbers, domains=["com.microsoft"])
+    x = rng.uniform(-1, 0, 50).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    np.testing.assert_allclose(run_reference(load_model(proto), {"x": x})["y"], want, atol=0.0101)
+
+
 def blocked_product(rng, k, n, block, bits, *, zeros=False, scale=np.float32, bias=False):
     """A model of one MatMulNBits on float32 data."""
     blocks, bytes_ = -(-k // block), lambda count: -(-count * bits // 8)

@@ -162,9 +162,12 @@ class Converter:
             array = array.astype(np.float32)
         if array.dtype.name not in DTYPES:
             raise UnsupportedForm(f"its constant {name!r} has elements of type {array.dtype.name}")
-        if key not in self._params:
-            self._params[key] = self.builder.param(name, np.ascontiguousarray(array).reshape(array.shape))
-        return self._params[key]
+        found = self._params.get(key)
+        # Constants that are equal are one in the file's optimised form, but may have other scales.
+        if found is None or not np.array_equal(self.builder.params[found], array):
+            found = self.builder.param(name, np.ascontiguousarray(array).reshape(array.shape))
+            self._params[key] = found
+        return found
 
     def scalar(self, node: OnnxNode, part: str, number: float, like: str = "") -> str:
         """A parameter of shape () for the arithmetic of a decomposition, of the type of the value `like`."""
@@ -263,6 +266,8 @@ class Converter:
         restore_codes(
             self.builder, self.quantised, {param: name for (name, _), param in self._params.items()}
         )
+        for name in outputs:
+            self._leave(name)
         rename: dict[str, str] = {}
         made = {value for node in self.builder.nodes for value in node.outputs}
         for name, dtype in outputs.items():
@@ -280,6 +285,19 @@ class Converter:
                 self.builder.add("reshape", [value], name=node, output=name, shape=shape)
         self.builder.nodes = [_renamed(node, rename) for node in self.builder.nodes]
         return self.builder.finish(list(outputs))
+
+    def _leave(self, output: str) -> None:
+        """Give a parameter called as an output another name: the output may be the constant that it was made
+        of."""
+        builder = self.builder
+        if output not in builder.params:
+            return
+        free = self.derived(f"{output}.param")
+        builder.params[free] = builder.params.pop(output)
+        builder.types[free] = builder.types.pop(output)
+        builder.nodes = [_with_input(node, output, free) for node in builder.nodes]
+        self._params = {k: free if v == output else v for k, v in self._params.items()}
+        self.values = {k: free if v == output else v for k, v in self.values.items()}
 
     def _convert_output(self, name: str, value: str, dtype: str) -> None:
         """The output as the model declares it; what had its name gets its type behind it."""
@@ -300,3 +318,9 @@ def numbered(wanted: str, taken: Container[str]) -> str:
 def _renamed(node: Node, rename: Mapping[str, str]) -> Node:
     inputs = tuple(rename.get(v, v) for v in node.inputs)
     return replace(node, inputs=inputs, outputs=tuple(rename.get(v, v) for v in node.outputs))
+
+
+def _with_input(node: Node, old: str, new: str) -> Node:
+    if old not in node.inputs:
+        return node
+    return replace(node, inputs=tuple(new if value == old else value for value in node.inputs))

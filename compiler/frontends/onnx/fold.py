@@ -29,6 +29,11 @@ _GROWING = {
     "Loop",
     "Scan",
 }
+_BROADCASTING = {
+    *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Sum", "Mean", "Where", "PRelu"),
+    *("And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
+    *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitShift"),
+}
 _RANDOM = {
     "RandomNormal",
     "RandomNormalLike",
@@ -130,6 +135,12 @@ def _most_elements(proto: Any, inputs: Mapping[str, np.ndarray]) -> float:
     }
     if proto.op_type in factors:
         return factors[proto.op_type]()
+    if proto.op_type == "Concat":
+        return float(sum(array.size for array in arrays))
+    if proto.op_type in _BROADCASTING:
+        rank = max(array.ndim for array in arrays)
+        shapes = [(1,) * (rank - array.ndim) + array.shape for array in arrays]
+        return _product(np.array(shapes).max(0))
     # The others at most combine each element of one input with each of another (broadcasts, products).
     sizes = sorted(max(array.size, 1) for array in arrays)
     return float("inf") if proto.op_type in _GROWING else _product(np.array(sizes[-2:]))
