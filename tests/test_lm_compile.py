@@ -10,6 +10,7 @@ from bitsmith.compiler.cli import main
 from bitsmith.compiler.errors import InputError, ModelError
 from bitsmith.compiler.frontends.language.model import LanguageModel
 from bitsmith.compiler.pipeline.language_models import kept_plan
+from bitsmith.compiler.pipeline.models import cross_compile
 from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
 from tokenizers import Tokenizer, models, processors
@@ -44,7 +45,7 @@ def q4_0(tmp_path_factory):
 
 def test_every_entry_of_an_artifact_equals_transformers(checkpoint):
     place, expected, _ = checkpoint
-    model = bitsmith.load(place, context=CONTEXT, cache="float32")
+    model = bitsmith.load(place, context=CONTEXT)
     assert isinstance(model, LanguageModel)
     ids, atol = lm.tokens(), 1e-4 * np.abs(expected).max()
     with bitsmith.compile(model) as artifact:
@@ -59,6 +60,26 @@ def test_every_entry_of_an_artifact_equals_transformers(checkpoint):
         for t in range(10, lm.TOKENS):  # goes on, over what the padding wrote
             one = artifact.run(tokens=ids[t : t + 1], position=np.array([t]), rows=np.array([0]))
             np.testing.assert_allclose(one["logits"], expected[t : t + 1], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("asked", "choice", "kept"),
+    [
+        (None, None, "float32"),
+        (None, "float32", "float32"),
+        (None, "int4:32", "float16"),
+        ("float32", "int4:32", "float32"),
+        ("float16", None, "float16"),
+        ("int8", None, "int8"),
+    ],
+)
+def test_caches_are_exact_until_the_model_is_compressed(q4_0, tmp_path, asked, choice, kept):
+    model = bitsmith.load(q4_0, context=CONTEXT, cache=asked)
+    plan = None if choice is None else bitsmith.Plan.uniform(model.graph(1, 1), choice)
+    made = cross_compile(model, tmp_path / "made", target="host", plan=plan)
+    with bitsmith.open(made) as artifact:
+        types = {state.dtype for state in artifact.states if not state.name.endswith(".scale")}
+    assert types == {kept}
 
 
 def test_the_command_line_writes_what_generating_needs(checkpoint, tmp_path, capsys):
@@ -85,7 +106,7 @@ def test_inspect_says_what_it_is_and_reads_no_weight(checkpoint, capsys, monkeyp
     place, _, parameters = checkpoint
     read = []
     monkeypatch.setattr("bitsmith.compiler.frontends.language.huggingface._read", lambda *a: read.append(a))
-    info = bitsmith.inspect(bitsmith.load(place, context=CONTEXT))
+    info = bitsmith.inspect(bitsmith.load(place, context=CONTEXT, cache="float16"))
     with pytest.raises(SystemExit):
         main(["inspect", str(place)])
     shown = capsys.readouterr().out

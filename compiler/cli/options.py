@@ -141,7 +141,11 @@ Context = Annotated[
     ),
 ]
 Cache = Annotated[
-    CacheType | None, Option(help="Of a language model: type of keys and values; float16 when not given.")
+    CacheType | None,
+    Option(
+        help="Of a language model: type of keys and values; when not given float16, of an uncompressed model "
+        "float32."
+    ),
 ]
 Method = Annotated[
     CodingMethod | None,

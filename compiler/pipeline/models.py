@@ -56,7 +56,7 @@ def load(
     constants: Mapping[str, Any] | None = None,
 ) -> tuple[Graph, ...]: ...
 @overload
-def load(source: PathLike, *, context: int, cache: str = "float16") -> LanguageModel: ...
+def load(source: PathLike, *, context: int, cache: str | None = None) -> LanguageModel: ...
 def load(
     source: Any,
     *,
@@ -77,7 +77,8 @@ def load(
             they are compiled in, and are no inputs of the result
     context of a language model: tokens that it has room for, at most those that it was made for; 2048 or less
             when None
-    cache   what it keeps of them: "float16", "int8" or "float32" keys and values
+    cache   what it keeps of them: "float16", "int8" or "float32" keys and values; None: float32, and float16
+            once `compile` gets a plan that compresses the model
 
     A checkpoint's weights are read when they are used. Raises InputError, ModelError (not a valid model) or
     UnsupportedError (lists all that cannot be compiled).
@@ -90,7 +91,7 @@ def load(
             raise InputError(
                 f"{source} is a language model: its shapes follow from context=, its inputs are known"
             )
-        return load_language_model(source, context=context, cache=cache or "float16")
+        return load_language_model(source, context=context, cache=cache)
     if context is not None or cache is not None:
         raise InputError(
             "context and cache are for language models: directories with a config.json, and .gguf files"
@@ -149,9 +150,10 @@ def compile(
             f"{chip.name} -o DIR` write it without opening it"
         )
     report = progress or _silent
-    graphs, language = entries_of(graph)
+    given = _given(plan)
+    graphs, language = entries_of(graph, given)
     coding = Coding(graph, coded, calibration, method, kept)
-    (planned, *others), chosen, ranges = _planned(graphs, plan, coding, report, chip)
+    (planned, *others), chosen, ranges = _planned(graphs, given, coding, report, chip)
     stage = _stage(report, "compiling kernels")
     artifact = build(
         planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage, **language
@@ -186,9 +188,10 @@ def cross_compile(
 
     chip = resolve(target)
     report = progress or _silent
-    graphs, language = entries_of(graph)
+    given = _given(plan)
+    graphs, language = entries_of(graph, given)
     coding = Coding(graph, coded, calibration, method, kept)
-    (planned, *others), chosen, ranges = _planned(graphs, plan, coding, report, chip)
+    (planned, *others), chosen, ranges = _planned(graphs, given, coding, report, chip)
     forms = form_reasons(planned, chip.isa)
     ledger = [row.to_json() for row in rows_of(planned, chosen, {}, _reason(plan), forms)]
     stage = _stage(report, "compiling kernels")
@@ -215,7 +218,7 @@ def _stage(report: Progress, name: str) -> Callable[[int, int], None]:
 
 def _planned(
     graphs: Sequence[Graph],
-    plan: PlanLike | None,
+    plan: Plan | None,
     coding: Coding,
     report: Progress,
     chip: Target,
@@ -226,7 +229,7 @@ def _planned(
 
     prepared = [prepare(graph) for graph in graphs]
     check_alike(prepared)
-    chosen = _plan_of(plan, prepared[0])
+    chosen = (plan or Plan.uniform(prepared[0], "float32")).validate(prepared[0])
     ranges = _ranges(prepared[0], chosen, coding.samples, report)
     kept = None if ranges is None else ranges.for_plan(chosen)
     codes = coding.codes(prepared[0], chosen, report)
@@ -236,16 +239,16 @@ def _planned(
     return planned, chosen, kept
 
 
-def _plan_of(plan: PlanLike | None, prepared: Graph) -> Plan:
-    """The plan that was given in any form, checked against the graph."""
+def _given(plan: PlanLike | None) -> Plan | None:
+    """The plan that was given in any form."""
     if plan is None:
-        return Plan.uniform(prepared, "float32")
+        return None
     if isinstance(plan, str | os.PathLike):
-        return Plan.load(plan).validate(prepared)
+        return Plan.load(plan)
     found = plan if isinstance(plan, Plan) else getattr(plan, "plan", None)
     if not isinstance(found, Plan):
         raise InputError(f"plan is a {type(plan).__name__}: give a Plan, a plan file or a search's candidate")
-    return found.validate(prepared)
+    return found
 
 
 def _reason(plan: PlanLike | None) -> str:

@@ -29,15 +29,21 @@ class LanguageModel:
     config    its sizes
     weights   tensor name -> float32 array, read when asked for
     context   tokens that its caches have room for
-    cache     what they hold keys and values in: "float16", "int8" (a scale for each row) or "float32"
+    cache     what they hold keys and values in: "float16", "int8" (a scale for each row) or "float32"; None:
+              float32, which is exact, unless who compiles a compressed model chooses another
     """
 
     name: str
     config: LmConfig
     weights: Mapping[str, Stored]
     context: int
-    cache: str
+    cache: str | None
     checkpoint: Checkpoint
+
+    @property
+    def keeps(self) -> str:
+        """The type of keys and values in the caches of `graph`."""
+        return self.cache or "float32"
 
     @property
     def chunk(self) -> int:
@@ -60,7 +66,7 @@ class LanguageModel:
             tokens=tokens,
             rows=rows,
             context=self.context,
-            cache=self.cache,
+            cache=self.keeps,
         )
 
     def graphs(self) -> tuple[Graph, ...]:
@@ -111,7 +117,7 @@ def is_language_model(source: object) -> bool:
 
 
 def load_language_model(
-    path: str | os.PathLike[str], *, context: int | None = None, cache: str = "float16"
+    path: str | os.PathLike[str], *, context: int | None = None, cache: str | None = None
 ) -> LanguageModel:
     """The model of a directory (config.json, *.safetensors, tokenizer.json) or of a GGUF file.
 
@@ -119,7 +125,7 @@ def load_language_model(
     context than the model was made for), ModelError (missing or damaged files,
     missing tensors), UnsupportedError (a family, a rope scaling or a format of weights that is not known).
     """
-    if cache not in CACHES:
+    if cache is not None and cache not in CACHES:
         raise InputError(f"cache {cache!r} is not one of {', '.join(CACHES)}")
     if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
         raise InputError(f"context is {context!r}, must be a number of tokens")
