@@ -31,6 +31,17 @@ FLOATS = ("float32", "float64", "float16")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = (*FLOATS, *INTEGERS, "bool")
 """numpy's names of the element types. float16 is only stored: `cast` reads and writes it."""
+WEIGHTS_ONLY = ("bfloat16",)
+"""Element types that only parameters have: arrays of ml_dtypes' types, computed with in float32."""
+
+
+def element_type(dtype: str) -> np.dtype[Any]:
+    """numpy's type of that name, those of `WEIGHTS_ONLY` too."""
+    if dtype in WEIGHTS_ONLY:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, dtype))
+    return np.dtype(dtype)
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,10 @@ class TensorType:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InternalError(f"data type {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.dtype not in (*DTYPES, *WEIGHTS_ONLY):
+            raise InternalError(
+                f"data type {self.dtype!r} is not one of {', '.join((*DTYPES, *WEIGHTS_ONLY))}"
+            )
         if any(not isinstance(d, int) or d < 0 for d in self.shape):
             raise InternalError(f"shape {self.shape!r} is not a tuple of integers >= 0")
 
@@ -53,7 +66,7 @@ class TensorType:
 
     @property
     def nbytes(self) -> int:
-        return self.size * np.dtype(self.dtype).itemsize
+        return self.size * element_type(self.dtype).itemsize
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -186,7 +199,8 @@ class Graph:
         digest = hashlib.sha256(repr(structure).encode())
         for name in sorted(self.used_params()):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(self.params[name]).data)
+            # Seen as bytes: numpy gives no buffer of types that are not its own.
+            digest.update(np.ascontiguousarray(self.params[name]).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def with_nodes(self, nodes: tuple[Node, ...], **changes: Any) -> Graph:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .ir import Graph, Node
+from .ir import WEIGHTS_ONLY, Graph, Node
 from .ops import OPS
 
 
@@ -50,10 +50,18 @@ def run_reference(
     return {v: _value(graph, v, values).numpy() for v in graph.outputs}
 
 
-def _value(graph: Graph, name: str, values: Mapping[str, Any]) -> Any:
+def tensor_of(array: np.ndarray) -> Any:
+    """A torch tensor with a copy of the numbers; of the same name where the type is one of ml_dtypes."""
     import torch
 
-    return values[name] if name in values else torch.from_numpy(np.array(graph.params[name]))
+    if array.dtype.name in WEIGHTS_ONLY:
+        bits = torch.from_numpy(np.array(array).reshape(-1).view(np.uint16))
+        return bits.view(getattr(torch, array.dtype.name)).reshape(array.shape)
+    return torch.from_numpy(np.array(array))
+
+
+def _value(graph: Graph, name: str, values: Mapping[str, Any]) -> Any:
+    return values[name] if name in values else tensor_of(graph.params[name])
 
 
 def run_node(graph: Graph, node: Node, values: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -23,10 +23,12 @@ import numpy as np
 from .errors import InputError
 from .ir import (
     DTYPES,
+    WEIGHTS_ONLY,
     AttrValue,
     Graph,
     Node,
     TensorType,
+    element_type,
 )
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
@@ -145,11 +147,11 @@ class _Reader:
             self.accept(",")
         return names
 
-    def typed(self) -> tuple[str, TensorType]:
+    def typed(self, dtypes: tuple[str, ...] = DTYPES) -> tuple[str, TensorType]:
         name = self.name()
         self.take(":")
-        if self.peek() not in DTYPES:
-            raise self.fail(f"one of {', '.join(DTYPES)}")
+        if self.peek() not in dtypes:
+            raise self.fail(f"one of {', '.join(dtypes)}")
         dtype = self.take()
         self.take("[")
         dims = []
@@ -183,8 +185,8 @@ def _node(reader: _Reader) -> Node:
 
 def _values(name: str, kind: TensorType, given: np.ndarray | None) -> np.ndarray:
     if given is None:
-        return np.zeros(kind.shape, kind.dtype)
-    array = np.asarray(given, kind.dtype)
+        return np.zeros(kind.shape, element_type(kind.dtype))
+    array = np.asarray(given, element_type(kind.dtype))
     if array.shape != kind.shape:
         raise InputError(f"parameter {name!r} is declared {kind}, but given with shape {array.shape}")
     return array
@@ -209,7 +211,7 @@ def parse_graph(text: str, params: Mapping[str, np.ndarray] | None = None) -> Gr
         states.append((before, reader.name()))
     table: dict[str, np.ndarray] = {}
     while reader.accept("param"):
-        param, kind = reader.typed()
+        param, kind = reader.typed((*DTYPES, *WEIGHTS_ONLY))
         table[param] = _values(param, kind, (params or {}).get(param))
     nodes = []
     while not reader.accept("}"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .errors import InternalError
-from .ir import Graph, Node
+from .ir import WEIGHTS_ONLY, Graph, Node
 from .ops import OPS, TypeRuleError
 
 
@@ -30,6 +30,9 @@ def _check(graph: Graph) -> None:
     known = {name for name, _ in graph.inputs}
     if len(known) != len(graph.inputs):
         raise TypeRuleError("two graph inputs have one name")
+    narrow = [name for name, kind in graph.inputs if kind.dtype in WEIGHTS_ONLY]
+    if narrow:
+        raise TypeRuleError(f"{', '.join(narrow)}: only parameters can be of {', '.join(WEIGHTS_ONLY)}")
     clash = known & set(graph.params)
     if clash:
         raise TypeRuleError(f"{', '.join(sorted(clash))}: both input and parameter")

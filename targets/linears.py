@@ -1,4 +1,4 @@
-"""Selection of kernels for linear layers in float32 whose sums or activations are long.
+"""Selection of kernels for linear layers in float32 or bfloat16 whose sums or activations are long.
 
 The others are implicit convolutions."""
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..compiler.ir import Graph, Node
-from .call import KernelCall, Weights
+from .call import STACK_BYTES, KernelCall, Weights
 from .isa import Isa
 from .kernels.epilogue import Epilogue
-from .kernels.matmul import (
+from .kernels.matmul_spec import (
     DEPTH,
     HEAVY,
     MatmulSpec,
@@ -30,7 +30,7 @@ def long_linear(
 ) -> KernelCall | None:
     """None where sums and activation are short, or a type is not float32."""
     x, (n, k) = graph.type_of(node.inputs[0]), graph.type_of(node.inputs[1]).shape
-    rows = math.prod(x.shape[:-1])
+    rows, narrow = math.prod(x.shape[:-1]), graph.type_of(node.inputs[1]).dtype == "bfloat16"
     if x.dtype != "float32" or a["out_dtype"] != "float32":
         return None
     if k <= LONG and a["act"] not in HEAVY:
@@ -47,13 +47,16 @@ def long_linear(
         y=Matrix((), n, 1),
         packed=True,
         epilogue=epilogue,
+        dot=isa.bf16 if narrow else "",
     )
+    if spec.stack_bytes > STACK_BYTES:
+        return None
     columns = spec.tiling[1].columns
 
     def pack() -> np.ndarray:
         return pack_matrix(spec, graph.params[node.inputs[1]].T)
 
-    operands: list[Any] = [node.inputs[0], Weights(columns * k * 4, pack)]
+    operands: list[Any] = [node.inputs[0], Weights(columns * spec.whole_k * (2 if narrow else 4), pack)]
     for index, there in ((2, epilogue.bias), (4, epilogue.scale)):
         if there:
             values = graph.params[node.inputs[index]]

@@ -72,14 +72,16 @@ def machine_peaks(target: Target, database: Database, *, cache: Path | None = No
 def rate_names(isa: Isa) -> tuple[str, ...]:
     """The rows of kernels/mac.py that kernels for this instruction set multiply with."""
     pairs = "portable" if isa.dot == "portable" else f"madd{isa.lanes * 32}"  # depthwise kernels
-    return tuple(dict.fromkeys(name for name in ("float32", isa.dot, isa.pair_dot, pairs) if name))
+    return tuple(dict.fromkeys(name for name in ("float32", isa.bf16, isa.dot, isa.pair_dot, pairs) if name))
 
 
 def check_rates(rates: Mapping[str, float], isa: Isa) -> None:
     """Raises InternalError for a rate that no chip with these instructions reaches: the compiler must have
     left the work out."""
     for name, rate in rates.items():
-        macs = isa.macs[0] if name == "float32" else isa.macs[1]
+        macs = {"float32": isa.macs[0], "bf16": isa.macs[0], "bf16dot": 2 * isa.macs[0]}.get(
+            name, isa.macs[1]
+        )
         if not 0 < rate <= 2 * macs * MOST_GHZ:
             raise InternalError(f"{name}: {rate:.0f} GOP/s were measured, at {macs} multiply-adds a cycle")
 

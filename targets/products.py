@@ -11,7 +11,7 @@ from ..compiler.ops.matmul import view_perm
 from .call import STACK_BYTES, KernelCall
 from .isa import Isa
 from .kernels.attention import AttentionSpec
-from .kernels.matmul import MatmulSpec
+from .kernels.matmul_spec import MatmulSpec
 from .kernels.product import Matrix
 
 View = tuple[tuple[int, ...], tuple[int, ...]]

@@ -40,6 +40,9 @@ def _layer(op: str, types: Sequence[TensorType | None], args: Sequence[Any], att
     x, w, bias, residual, scale = (*args, None, None, None)[:5]
     definition, quantised = OPS[op], types[0] is not None and types[0].dtype == "uint8"
     assert definition.relax is not None
+    if types[1] is not None and types[1].dtype == "bfloat16":
+        x = relax.BlockBuilder.current().call_te(_rounded, x)
+        w = relax.op.astype(w, "float32")
     if quantised:
         x = relax.op.subtract(relax.op.astype(x, "int32"), relax.const(attrs["x_zero"], "int32"))
         w = relax.op.astype(w, "int32")
@@ -52,6 +55,15 @@ def _layer(op: str, types: Sequence[TensorType | None], args: Sequence[Any], att
     if residual is not None:
         y = relax.op.add(y, _real(residual, types[3], attrs["r_scale"], attrs["r_zero"]))
     return _stored(activate_relax(y, attrs), attrs)
+
+
+def _rounded(x: Any) -> Any:
+    """A float32 tensor rounded to bfloat16, still as float32: TVM takes casts there and back for nothing."""
+    from tvm import te
+
+    from .kernels.bfloat16 import stored
+
+    return te.compute(x.shape, lambda *index: stored(x(*index), "float32", 1))
 
 
 def _real(x: Any, kind: TensorType | None, scale: float, zero: int) -> Any:

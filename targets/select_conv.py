@@ -56,11 +56,15 @@ def _common(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> dict[str, 
     return {
         "lanes": isa.lanes,
         "registers": isa.registers,
-        "dot": isa.dot if dtype == "uint8" else "",
+        "dot": isa.dot if dtype == "uint8" else isa.bf16 if _narrow_floats(graph, node) else "",
         "x_dtype": dtype,
         "x_zero": a["x_zero"],
         "epilogue": _epilogue(graph, node, a),
     }
+
+
+def _narrow_floats(graph: Graph, node: Node) -> bool:
+    return graph.type_of(node.inputs[1]).dtype == "bfloat16"
 
 
 def _narrow(graph: Graph, node: Node, a: dict[str, Any]) -> bool:
@@ -87,7 +91,7 @@ def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> Ke
     def four() -> np.ndarray:
         return graph.params[w].reshape(spec.oc, -1, *spec.kernel)
 
-    if spec.dot and isa.pair_dot and pairs_bounded(spec, four()):
+    if spec.dot == isa.dot and isa.pair_dot and pairs_bounded(spec, four()):
         spec = replace(spec, dot=isa.pair_dot)
     if spec.stack_bytes > STACK_BYTES:
         return None
@@ -122,7 +126,7 @@ def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Calls | No
     oc = node.type.shape[3]
     planar = in_layout(a) == "NCHW"
     depthwise = a["groups"] == c == oc and w.shape[1] == 1
-    if depthwise and not planar:
+    if depthwise and not planar and not _narrow_floats(graph, node):
         return _depthwise(graph, node, a, isa)
     if planar and a["groups"] > 1:
         return None

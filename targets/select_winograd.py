@@ -43,7 +43,8 @@ def winograd(graph: Graph, node: Node, direct: GemmSpec) -> tuple[KernelCall, ..
 def _best(direct: GemmSpec) -> WinogradSpec | None:
     e = direct.epilogue
     fits = (
-        (direct.x_dtype, e.out_dtype, direct.groups, direct.nchw_in) == ("float32", "float32", 1, False)
+        (direct.x_dtype, direct.dot, e.out_dtype, direct.groups) == ("float32", "", "float32", 1)
+        and not direct.nchw_in
         and (direct.kernel, direct.strides, direct.dilations) == ((3, 3), (1, 1), (1, 1))
         and e.residual in ("", "float32")
         and not e.scale

@@ -46,6 +46,11 @@ TARGETS = {
     target.name: target
     for target in (
         Target(
+            "x86-64-avx512-bf16",
+            ISAS["avx512-bf16"],
+            "x86-64 with AVX-512, VNNI and bfloat16 products (Cooper Lake, Sapphire Rapids, Zen 4 and later)",
+        ),
+        Target(
             "x86-64-avx512-vnni",
             ISAS["avx512-vnni"],
             "x86-64 with AVX-512 and VNNI (Cascade Lake, Zen 4 and later)",

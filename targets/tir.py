@@ -26,9 +26,13 @@ def compile_kernel(function: Any, isa: Isa) -> bytes:
     import tvm
     from tvm.tirx import transform
 
+    from .kernels.emit import NARROW
+
     target = tvm_target(isa)
+    widen = [transform.BF16ComputeLegalize(), transform.BF16StorageLegalize()]
     passes = [
         transform.BindTarget(target.with_host(target)),
+        *(widen if function.attrs[NARROW] else []),
         transform.StmtSimplify(),
         transform.FlattenBuffer(),
         transform.VectorizeLoop(True),

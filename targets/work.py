@@ -24,6 +24,7 @@ from .kernels.coded.product import CodedSpec
 from .kernels.conv.depthwise_spec import DepthwiseSpec
 from .kernels.conv.gemm_spec import GemmSpec
 from .kernels.conv.winograd_spec import WinogradInputSpec, WinogradSpec
+from .kernels.matmul_spec import MatmulSpec
 
 
 def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[Work | None, ...]:
@@ -111,6 +112,8 @@ def _rate(graph: Graph, node: Node, call: KernelCall) -> str:
     match call.spec:
         case GemmSpec():
             return call.spec.mac.name
+        case MatmulSpec(dot=dot) if dot:
+            return dot
         case DepthwiseSpec(quantised=True, dot=dot, lanes=lanes):
             return "portable" if dot == "portable" else f"madd{32 * lanes}"
     kinds = [*(graph.type_of(v) for v in node.inputs if v), *node.types]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,19 @@ def linear(x: tuple[int, ...], n: int, *, q: bool = False, bias: bool = True, **
     b = TensorType((n,), kinds[2]) if bias else None
     scale = small_scale(n, x[-1]) if q else None
     return Sample((TensorType(x, kinds[0]), TensorType((n, x[-1]), kinds[1]), b, None, scale), attrs)
+
+
+def in_bfloat16(sample: Sample) -> Sample:
+    """A layer's sample with weights in bfloat16 where they are float32."""
+    x, w, *rest = sample.inputs
+    if isinstance(w, TensorType) and (x.dtype, w.dtype) == ("float32", "float32"):
+        return replace(sample, inputs=(x, TensorType(w.shape, "bfloat16"), *rest))
+    return sample
+
+
+def has_bfloat16(case: tuple[str, Sample]) -> bool:
+    w = case[1].inputs[1]
+    return isinstance(w, TensorType) and w.dtype == "bfloat16"
 
 
 def full(shape: tuple[int, ...], value: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from bitsmith.compiler.builder import GraphBuilder
-from bitsmith.compiler.ir import Graph, TensorType
+from bitsmith.compiler.ir import Graph, TensorType, element_type
 from bitsmith.compiler.ops import OPS, Sample
 
 WHOLE = {"uint8": (0, 256), "int8": (-127, 128), "int32": (-3000, 3000), "int64": (-9, 9), "bool": (0, 2)}
@@ -19,8 +19,8 @@ def random_array(
     kind: TensorType, rng: np.random.Generator, low: float = -2.0, high: float = 2.0
 ) -> np.ndarray:
     """Float values in [low, high], integers over their whole range."""
-    if kind.dtype.startswith("float"):
-        return rng.uniform(low, high, kind.shape).astype(kind.dtype)
+    if "float" in kind.dtype:
+        return rng.uniform(low, high, kind.shape).astype(element_type(kind.dtype))
     return rng.integers(*WHOLE[kind.dtype], kind.shape).astype(kind.dtype)
 
 

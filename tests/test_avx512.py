@@ -29,11 +29,12 @@ from bitsmith.targets.build import build
 from bitsmith.targets.isa import ISAS, Isa
 from bitsmith.targets.kernels import emit
 from bitsmith.targets.kernels.conv.gemm_spec import GemmSpec
+from bitsmith.targets.kernels.matmul_spec import MatmulSpec
 from bitsmith.targets.lower import lower
 from bitsmith.targets.objects import is_whole, kernel_objects
 from bitsmith.targets.relax_kernels import RelaxSpec
 from bitsmith.targets.target import TARGETS, Target
-from kernel_cases import LAYERS, random_conv
+from kernel_cases import LAYERS, has_bfloat16, in_bfloat16, random_conv
 from one_graph import ManyNodes, disagreement
 
 needs_avx2 = pytest.mark.skipif(
@@ -92,6 +93,16 @@ def vpmaddubsw(a: Any, b: Any) -> Any:
     return emit.bits(both, "int16", 32)
 
 
+def vdpbf16ps(acc: Any, a: Any, b: Any) -> Any:
+    """The upper pair first; subnormal numbers, which it takes for zero, do not come up here."""
+    for i in (1, 0):
+        x, y = (
+            emit.ib.shift_left(piece(v, i, 16, signed=False), emit.splat(16, "int32", 16)) for v in (a, b)
+        )
+        acc = acc + emit.bits(x, "float32", 16) * emit.bits(y, "float32", 16)
+    return acc
+
+
 def cvtps2dq(f: Any, kept: Any, mask: Any, rounding: Any) -> Any:
     """All lanes, rounded as the processor is set (4)."""
     assert (mask.value, rounding.value) == (-1, 4)
@@ -115,6 +126,7 @@ EMULATED: dict[str, Callable[..., Any]] = {
     "llvm.x86.avx512.packssdw.512": lambda a, b: narrowed(a, b, "int16", -(2**15), 2**15 - 1),
     "llvm.x86.avx512.packuswb.512": lambda a, b: narrowed(a, b, "int8", 0, 255),
     "llvm.x86.avx512.vpdpbusd.512": vpdpbusd,
+    "llvm.x86.avx512bf16.dpbf16ps.512": vdpbf16ps,
     "llvm.x86.avx512.pmaddw.d.512": vpmaddwd,
     "llvm.x86.avx512.pmaddubs.w.512": vpmaddubsw,
 }
@@ -123,8 +135,9 @@ EMULATED: dict[str, Callable[..., Any]] = {
 def wide(dot: str, pair_dot: str = "") -> Target:
     """16 lanes and 32 registers, in AVX2's instructions."""
     isa = Isa(
-        f"wide-{dot}", ISAS["avx2"].triple, "haswell", ISAS["avx2"].features, 16, 32, dot, pair_dot, (16, 32)
-    )
+        f"wide-{dot}", ISAS["avx2"].triple, "haswell", ISAS["avx2"].features, 16, 32, dot, pair_dot, (16, 32),
+        "bf16dot",
+    )  # fmt: skip
     return Target(isa.name, isa, "AVX-512's kernels, emulated")
 
 
@@ -188,7 +201,18 @@ def test_kernels_for_vnni_equal_the_reference(emulated: set[str], tmp_path: Path
         wide("vnni512"),
         tmp_path,
     )
-    assert "llvm.x86.avx512.vpdpbusd.512" in emulated
+    assert {"llvm.x86.avx512.vpdpbusd.512", "llvm.x86.avx512bf16.dpbf16ps.512"} <= emulated
+
+
+@needs_avx2
+def test_random_layers_in_bfloat16_equal_the_reference(emulated: set[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(22)
+    cases = {str(i): ("conv2d", in_bfloat16(random_conv(rng))) for i in range(24)}
+    cases |= {name: (op, in_bfloat16(sample)) for name, (op, sample) in LAYERS.items()}
+    few = {n: case for n, case in cases.items() if has_bfloat16(case) and taps(case) < 10}
+    assert len(few) >= 12
+    check(few, wide("vnni512"), tmp_path)
+    assert "llvm.x86.avx512bf16.dpbf16ps.512" in emulated
 
 
 @needs_avx2
@@ -232,12 +256,17 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     int8 = {**quantised(SAMPLES), **{f"{n}, bounded": c for n, c in quantised(SAMPLES, bounded=True).items()}}
     cache = tmp_path_factory.mktemp("objects")
     made: Objects = {}
-    for name, cases in (("x86-64-avx512-vnni", every), ("x86-64-avx512", int8)):
+    bfloat16 = {name: case for name, case in SAMPLES.items() if has_bfloat16(case)}
+    for name, cases in (
+        ("x86-64-avx512-vnni", every), ("x86-64-avx512", int8), ("x86-64-avx512-bf16", bfloat16)
+    ):  # fmt: skip
         kernels = lower(graph_of(cases)[0], TARGETS[name]).kernels
         own = {
             symbol: spec
             for symbol, spec in kernels.items()
-            if (not isinstance(spec, RelaxSpec) if cases is every else isinstance(spec, GemmSpec))
+            if (
+                not isinstance(spec, RelaxSpec) if cases is every else isinstance(spec, GemmSpec | MatmulSpec)
+            )
         }
         made[name] = list(zip(own.values(), kernel_objects(own, TARGETS[name].isa, cache), strict=True))
     return made
@@ -256,11 +285,17 @@ def test_all_kernels_compile(objects: Objects) -> None:
         ("x86-64-avx512-vnni", "", "vfmadd"),  # float32
         ("x86-64-avx512", "madd512", "vpmaddwd"),
         ("x86-64-avx512", "ubs512", "vpmaddubsw"),
+        ("x86-64-avx512-bf16", "bf16dot", "vdpbf16ps"),
+        ("x86-64-avx512-vnni", "bf16", "vfmadd"),
     ],
 )
 def test_products_hold_the_instruction(objects: Objects, name: str, dot: str, instruction: str) -> None:
     """On registers of 512 bits."""
-    products = [(s, path) for s, path in objects[name] if isinstance(s, GemmSpec) and s.dot == dot]
+    products = [
+        (s, path)
+        for s, path in objects[name]
+        if (isinstance(s, GemmSpec) or (isinstance(s, MatmulSpec) and dot)) and s.dot == dot
+    ]
     assert len(products) >= 6
     for spec, path in products:
         found = {what for what, operands in mnemonics(path) if "%zmm" in operands}

@@ -160,6 +160,7 @@ def test_only_targets_without_vnni_use_bounded_pairs() -> None:
     graph = layer(np.full((8, 16), 64, np.int8))
     dots = {name: chosen(graph, name).dot for name in TARGETS}
     assert dots == {
+        "x86-64-avx512-bf16": "vnni512",
         "x86-64-avx512-vnni": "vnni512",
         "x86-64-avx512": "ubs512",
         "x86-64-avx2": "ubs256",

@@ -156,6 +156,20 @@ def test_int8_work_names_the_way_it_multiplies(target, dense, depthwise):
     assert works["deep"].read_bytes == 4 * 36  # uint8
 
 
+@pytest.mark.parametrize(("target", "rate"), [("x86-64-avx2", "bf16"), ("x86-64-avx512-bf16", "bf16dot")])
+def test_bfloat16_work_names_the_way_it_multiplies(target, rate):
+    """Of both kernels: short sums and long ones."""
+    import ml_dtypes
+
+    b = GraphBuilder("mlp")
+    hidden = b.add("linear", [b.input("x", (4, 40)), b.param("w", np.ones((700, 40), ml_dtypes.bfloat16))])
+    y = b.add("linear", [hidden, b.param("v", np.ones((8, 700), ml_dtypes.bfloat16))])
+    _, every = works_of(b.finish([y]), TARGETS[target])
+    assert [work.rate for work in every] == [rate, rate]
+    assert [work.weight_bytes for work in every] == [2 * 700 * 40, 2 * 700 * 8]
+    assert rate in rate_names(TARGETS[target].isa)
+
+
 def test_moving_data_reads_no_more_than_it_writes():
     b = GraphBuilder("moves")
     x = b.input("x", (1, 64, 5, 5))

@@ -90,6 +90,7 @@ def test_host_is_the_best_that_runs_here() -> None:
         ({*ISAS["avx512"].features}, "x86-64-avx512"),
         ({*ISAS["avx512-vnni"].features}, "x86-64-avx512-vnni"),
         ({*ISAS["avx512-vnni"].features} - {"avx512dq"}, "x86-64-avx2"),
+        ({*ISAS["avx512-bf16"].features}, "x86-64-avx512-bf16"),
     ],
 )
 def test_the_choice_follows_the_features(monkeypatch: pytest.MonkeyPatch, flags: set[str], best: str) -> None:

@@ -12,6 +12,7 @@ from .epilogue import (
     check_epilogue,
     check_residual,
     finish,
+    operands,
 )
 from .opdef import (
     Attrs,
@@ -75,20 +76,18 @@ def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 
 def _reference(inputs: Sequence[Any], attrs: Attrs) -> Any:
-    import torch
     import torch.nn.functional as functional
 
     x, w, bias, residual, scale = (*inputs, None, None, None)[:5]
     if in_layout(attrs) == "NHWC":
         x = x.permute(0, 3, 1, 2)
     top, left, bottom, right = attrs["pads"]
-    exact = torch.float64 if w.dtype == torch.int8 else torch.float32
-    # Padding after the zero point is taken off pads with true zeros; float64 holds every int32 sum exactly.
-    x = functional.pad(x.to(exact) - attrs["x_zero"], (left, right, top, bottom))
+    x, w = operands(x, w, attrs)
+    x = functional.pad(x, (left, right, top, bottom))  # with true zeros: x has no zero point any more
     acc = functional.conv2d(
         x,
-        w.to(exact),
-        None if bias is None else bias.to(exact),
+        w,
+        None if bias is None else bias.to(w.dtype),
         stride=attrs["strides"],
         dilation=attrs["dilations"],
         groups=attrs["groups"],
@@ -164,14 +163,19 @@ _MIXED: dict[str, Any] = {"layout": "NCHW:NHWC"}
 
 
 def _sample(
-    x: tuple[int, ...], w: tuple[int, ...], res: str | None = None, q: bool = False, **attrs: Any
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    res: str | None = None,
+    q: bool = False,
+    w_dtype: str = "float32",
+    **attrs: Any,
 ) -> Sample:
     """`res`: type of the residual; `q`: quantised, with scales that keep results within uint8."""
     import numpy as np
 
     out = _infer((TensorType(x), TensorType(w)), {**CONV2D_ATTRS, **attrs, "out_dtype": "float32"})[0].shape
     residual = None if res is None else TensorType(out, res)
-    x_dtype, w_dtype, bias_dtype = ("uint8", "int8", "int32") if q else ("float32",) * 3
+    x_dtype, w_dtype, bias_dtype = ("uint8", "int8", "int32") if q else ("float32", w_dtype, "float32")
     operands = (TensorType(x, x_dtype), TensorType(w, w_dtype), TensorType((w[0],), bias_dtype))
     step = np.linspace(0.5, 1.5, w[0], dtype=np.float32) * np.float32(0.004 / (w[1] * w[2] * w[3]) ** 0.5)
     return Sample((*operands, residual, step if q else None), attrs)
@@ -216,13 +220,25 @@ def _int8_samples() -> tuple[Sample, ...]:
     )
 
 
+def _bfloat16_samples() -> tuple[Sample, ...]:
+    b: dict[str, Any] = {"w_dtype": "bfloat16", **_NHWC}
+    return (
+        _sample((1, 9, 10, 19), (24, 19, 3, 3), pads=_SAME, **b, **_RELU6),
+        _sample((1, 8, 7, 48), (40, 48, 1, 1), res="float32", **b, **_RELU),
+        _sample((2, 6, 6, 16), (34, 8, 3, 3), groups=2, pads=_SAME, strides=(2, 1), act="silu", **b),
+        _sample((1, 3, 16, 18), (32, 3, 3, 3), **{**b, **_MIXED, **_HALVE, **_RELU6}),
+        _sample((1, 6, 5, 24), (32, 24, 1, 1), y_inv=31.0, y_zero=100, out_dtype="uint8", **b),
+        _sample((1, 6, 7, 9), (6, 3, 3, 3), groups=2, w_dtype="bfloat16", dilations=(2, 1)),
+    )
+
+
 CONV2D = OpDef(
     name="conv2d",
     inputs=("x", "w", "bias", "residual", "scale"),
     required=2,
     infer=_infer,
     reference=_reference,
-    samples=(*_float_samples(), *_int8_samples()),
+    samples=(*_float_samples(), *_int8_samples(), *_bfloat16_samples()),
     attrs=CONV2D_ATTRS,
     couple=_couple,
     flops=_flops,

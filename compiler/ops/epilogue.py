@@ -37,9 +37,12 @@ def check_epilogue(
     quantised = w.dtype == "int8"
     require(
         (x.dtype == "uint8") == quantised,
-        f"x is {x.dtype} but w is {w.dtype}: float32 goes with float32, uint8 with int8",
+        f"x is {x.dtype} but w is {w.dtype}: float32 goes with float32 or bfloat16, uint8 with int8",
     )
-    require(quantised or x.dtype == w.dtype == "float32", f"x is {x.dtype} and w is {w.dtype}")
+    require(
+        quantised or (x.dtype == "float32" and w.dtype in ("float32", "bfloat16")),
+        f"x is {x.dtype} and w is {w.dtype}",
+    )
     if bias is not None:
         want = TensorType((channels,), "int32" if quantised else "float32")
         require(bias == want, f"bias is {bias}, must be {want}")
@@ -58,6 +61,18 @@ def check_residual(residual: TensorType | None, out: tuple[int, ...]) -> None:
     if residual is not None:
         require(residual.shape == out, f"residual is {residual}, must have shape {out}")
         require(residual.dtype in ("float32", "uint8"), f"residual is {residual}, must be float32 or uint8")
+
+
+def operands(x: Any, w: Any, attrs: Attrs) -> tuple[Any, Any]:
+    """x without its zero point and w, in a type that holds every product, and int32 sums, exactly.
+
+    Where w is bfloat16, x is rounded to it (ties to even): on every chip, whether it multiplies such pairs
+    or not."""
+    import torch
+
+    exact = torch.float64 if w.dtype == torch.int8 else torch.float32
+    x = x.to(torch.bfloat16) if w.dtype == torch.bfloat16 else x
+    return x.to(exact) - attrs["x_zero"], w.to(exact)
 
 
 def finish(acc: Any, residual: Any, scale: Any, attrs: Attrs) -> Any:

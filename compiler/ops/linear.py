@@ -12,6 +12,7 @@ from .epilogue import (
     check_epilogue,
     check_residual,
     finish,
+    operands,
 )
 from .opdef import (
     Attrs,
@@ -40,10 +41,8 @@ def _reference(inputs: Sequence[Any], attrs: Attrs) -> Any:
     import torch
 
     x, w, bias, residual, scale = (*inputs, None, None, None)[:5]
-    exact = torch.float64 if w.dtype == torch.int8 else torch.float32
-    acc = torch.nn.functional.linear(
-        x.to(exact) - attrs["x_zero"], w.to(exact), None if bias is None else bias.to(exact)
-    )
+    x, w = operands(x, w, attrs)
+    acc = torch.nn.functional.linear(x, w, None if bias is None else bias.to(w.dtype))
     return finish(acc, residual, scale, attrs)
 
 
@@ -70,13 +69,19 @@ def _relax(args: Sequence[Any], attrs: Attrs) -> Any:
 
 def _samples() -> tuple[Sample, ...]:
     def sample(
-        rows: tuple[int, ...], k: int, n: int, res: str | None = None, q: bool = False, **attrs: Any
+        rows: tuple[int, ...],
+        k: int,
+        n: int,
+        res: str | None = None,
+        q: bool = False,
+        b: bool = False,
+        **attrs: Any,
     ) -> Sample:
         import numpy as np
 
         step = np.linspace(0.5, 1.5, n, dtype=np.float32) * np.float32(0.004 / k**0.5)
         residual = None if res is None else TensorType((*rows, n), res)
-        kinds = ("uint8", "int8", "int32") if q else ("float32", "float32", "float32")
+        kinds = ("uint8", "int8", "int32") if q else ("float32", "bfloat16" if b else "float32", "float32")
         shapes = ((*rows, k), (n, k), (n,))
         operands = tuple(TensorType(s, d) for s, d in zip(shapes, kinds, strict=True))
         return Sample((*operands, residual, step if q else None), attrs)
@@ -90,6 +95,10 @@ def _samples() -> tuple[Sample, ...]:
         sample((1,), 128, 100, q=True, x_zero=3),
         sample((9,), 20, 40, q=True, res="uint8", out_dtype="uint8", r_scale=1.3, r_zero=8, y_zero=90),
         sample((2,), 24, 32, out_dtype="uint8", y_inv=25.0, y_zero=99),
+        sample((1,), 41, 33, b=True),
+        sample((5, 7), 18, 24, b=True, act="clip", lo=0.0),
+        sample((3,), 645, 40, b=True, res="float32", act="gelu"),
+        sample((9,), 520, 50, b=True, act="silu"),
     )
 
 

@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Any
 
 from . import emit
-from .matmul import batch_offset
+from .matmul_spec import batch_offset
 from .partial import load_part, store_part
 from .product import (
     Blocks,

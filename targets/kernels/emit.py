@@ -8,7 +8,7 @@ none of its let-binding traps). Mind that expressions are trees: one used twice 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import tvm
@@ -21,6 +21,8 @@ MAGIC = 12582912.0
 low mantissa bits."""
 MAGIC_BITS = 0x4B400000
 CACHE_LINE = 64
+NARROW = "bitsmith.bfloat16"
+"""Attribute of a kernel with pointers to bfloat16, which only Relax makes: ours read it as integers."""
 
 
 def vector(dtype: str, lanes: int) -> str:
@@ -47,6 +49,14 @@ def load(buffer: Any, index: Any, lanes: int = 1) -> Any:
     return tirx.BufferLoad(buffer, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
 
 
+def fetch(buffer: Any, at: Any) -> None:
+    """Brings an element's cache line nearer; one that does not exist is no harm."""
+    place = tirx.call_intrin("handle", "tirx.address_of", load(buffer, at))
+    read, all_levels, data = (splat(v, "int32", 1) for v in (0, 3, 1))
+    name = ib.llvm_lookup_intrinsic_id("llvm.prefetch.p0")
+    ib.evaluate(ib.call_llvm_intrin(name, place, read, all_levels, data, dtype="void"))
+
+
 def store(buffer: Any, index: Any, value: Any, lanes: int = 1) -> None:
     ib.buffer_store(buffer, value, [index if lanes == 1 else tirx.Ramp(index, 1, lanes)])
 
@@ -59,8 +69,25 @@ def vmin(a: Any, b: Any) -> Any:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else ib.min(a, b)
 
 
+WRAPPED = {
+    "llvm.x86.avx512bf16.dpbf16ps.512": """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+define internal <16 x float> @dpbf16ps(<16 x float> %acc, <16 x i32> %a, <16 x i32> %b) alwaysinline {
+  %x = bitcast <16 x i32> %a to <32 x bfloat>
+  %y = bitcast <16 x i32> %b to <32 x bfloat>
+  %sum = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(
+    <16 x float> %acc, <32 x bfloat> %x, <32 x bfloat> %y)
+  ret <16 x float> %sum
+}
+""",
+}
+"""Intrinsics on types that TVM does not hand to LLVM, by what it can call instead."""
+
+
 def intrinsic(name: str, dtype: str, *args: Any) -> Any:
     """A pure LLVM intrinsic."""
+    if name in WRAPPED:
+        return tirx.call_extern(dtype, name.split(".")[-2], *args)
     return ib.call_llvm_pure_intrin(ib.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
 
@@ -153,7 +180,12 @@ def over(begin: Any, end: Any, body: Callable[[Any], None]) -> None:
 
 
 def kernel(
-    name: str, params: Sequence[tuple[str, str]], body: Callable[..., None], *, returns: bool = False
+    name: str,
+    params: Sequence[tuple[str, str]],
+    body: Callable[..., None],
+    *,
+    returns: bool = False,
+    wrapped: str = "",
 ) -> Any:
     """A PrimFunc. `params` are (name, element type) of the pointers; `body(*buffers, begin, end)` emits
     the code.
@@ -161,11 +193,13 @@ def kernel(
     Buffers are flat; their declared size does not matter because nothing checks it. `returns`: code that
     asks for workspace
     memory must be able to return an error code; the caller ignores it (runtime/workspace.c never fails).
+    `wrapped`: the one of WRAPPED that the code uses.
     """
     with IRBuilder() as builder:
         with ib.prim_func(is_private=False, s_tir=True):
             ib.func_name(name)
-            ib.func_attr({"global_symbol": name, "tirx.noalias": True})
+            narrow = any(dtype == "bfloat16" for _, dtype in params)
+            ib.func_attr({"global_symbol": name, "tirx.noalias": True, NARROW: narrow})
             if returns:
                 ib.func_ret(tvm.ir.PrimType("int32"))
             handles = [(ib.arg(n, ib.handle(t)), t) for n, t in params]
@@ -174,7 +208,8 @@ def kernel(
             # to wrap.
             begin, end = (tirx.Cast("int64", b) for b in bounds)
             buffers = [ib.decl_buffer((1 << 30,), t, data=h) for h, t in handles]
-            body(*buffers, begin, end)
+            with ib.attr(0, "pragma_import_llvm", WRAPPED[wrapped]) if wrapped else nullcontext():
+                body(*buffers, begin, end)
             if returns:
                 ib.add_to_parent(tirx.Return(tirx.const(0, "int32")))
     return builder.get()

@@ -2,6 +2,8 @@
 
     name      group  sum                              instructions
     float32   1      acc[n] += a * b[n]               multiply-add
+    bf16      2      acc[n] += 2 x bfloat16 ** 2      B widened when loaded, then multiply-add
+    bf16dot   2      acc[n] += 2 x bfloat16 ** 2      vdpbf16ps
     vnni      4      acc[n] += 4 x uint8 * int8       vpdpbusd
     ubs       4      acc[n] += 4 x uint8 * int8       vpmaddubsw, vpmaddwd; for weights in bounded pairs only
     madd      2      acc[n] += 2 x int16 * int16      vpmaddwd; A widened when packed, B when loaded
@@ -10,6 +12,10 @@
 All integer rows give the exact int32 sum. `ubs` would saturate at int16 for large weights: it is chosen only
 where every pair of weights keeps the bound of passes/pair_bound.py. It does a third more products a cycle
 than `madd` (178 against 135 GOP/s on a Zen 3 core that does 90 GFLOP/s: integer additions have three ports).
+
+A product of two bfloat16 numbers is exact in float32, so the two bf16 rows differ in nothing but this:
+vdpbf16ps takes subnormal numbers for zero and makes zero of subnormal sums. Both add the second product of a
+pair first, and round to nearest even after each.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
+from .bfloat16 import first, second
 from .tiling import Cost
 
 
@@ -36,11 +43,22 @@ class Mac:
     lanes: int
     cost: Cost = Cost()
 
+    @property
+    def rounds(self) -> bool:
+        """A is rounded when it is packed: what is stored of it is no float32 number as it came."""
+        return False
+
+    @property
+    def wrapped(self) -> str:
+        """What `emit.kernel` must be told of the instruction."""
+        return ""
+
     def zero(self) -> Any:
         return emit.splat(0.0 if self.acc_dtype == "float32" else 0, self.acc_dtype, self.lanes)
 
-    def load_a(self, buffer: Any, index: Any) -> Any:
-        """`group` neighbouring values of A, repeated over the vector."""
+    def load_a(self, buffer: Any, index: Any, count: int = 0) -> Any:
+        """`group` neighbouring values of A, repeated over the vector. `count`, if not 0: how many of them
+        exist (which only rows of floats need to know: weights of zero hide any integer)."""
         if self.group == 1:
             value = emit.load(buffer, index)
             if self.acc_dtype == "int32":
@@ -74,8 +92,52 @@ class Mac:
         return acc + emit.intrinsic(name, out, emit.bits(a, "int16", 2 * self.lanes), b)
 
 
+DPBF16PS = "llvm.x86.avx512bf16.dpbf16ps.512"
+
+
+@dataclass(frozen=True)
+class Bfloat16Mac(Mac):
+    """Pairs of bfloat16 numbers. Without the instruction, A is kept as float32 numbers that are rounded."""
+
+    @property
+    def rounds(self) -> bool:
+        return True
+
+    @property
+    def dot(self) -> bool:
+        return self.a_dtype == "uint16"
+
+    @property
+    def wrapped(self) -> str:
+        return DPBF16PS if self.dot else ""
+
+    def load_a(self, buffer: Any, index: Any, count: int = 0) -> Any:
+        """What `step` takes: a vector of pairs, or two vectors, the second None where nothing is there."""
+        if not self.dot:
+            both = [
+                emit.splat(emit.load(buffer, index + i), "float32", self.lanes) for i in range(count or 2)
+            ]
+            return (*both, None)[:2]
+        if count == 1:
+            return emit.splat(emit.cast(emit.load(buffer, index), "uint32", 1), "uint32", self.lanes)
+        return emit.splat(emit.bits(emit.load(buffer, index, 2), "uint32", 1), "uint32", self.lanes)
+
+    def load_b(self, buffer: Any, index: Any) -> Any:
+        return emit.bits(emit.load(buffer, index, 2 * self.lanes), "uint32", self.lanes)
+
+    def step(self, acc: Any, a: Any, b: Any) -> Any:
+        if self.dot:
+            return emit.intrinsic(DPBF16PS, emit.vector("float32", self.lanes), acc, a, b)
+        if a[1] is not None:
+            acc = acc + a[1] * second(b, self.lanes)
+        return acc + a[0] * first(b, self.lanes)
+
+
+FLOAT = Cost()
+
+
 def float_mac(lanes: int) -> Mac:
-    return Mac("float32", 1, "float32", "float32", "float32", lanes)
+    return Mac("float32", 1, "float32", "float32", "float32", lanes, FLOAT)
 
 
 MADD = Cost(operations=2, widen=1, spare=2)
@@ -94,9 +156,25 @@ INT8_MACS = {
 }
 
 
+WIDENED = Cost(operations=2, widen=2, spare=2, loads=2, held=2, fused=2)
+
+BFLOAT16_MACS = {
+    "bf16": lambda lanes: Bfloat16Mac("bf16", 2, "float32", "uint16", "float32", lanes, WIDENED),
+    "bf16dot": lambda lanes: Bfloat16Mac("bf16dot", 2, "uint16", "uint16", "float32", lanes),
+}
+
+
 def mac_for(x_dtype: str, dot: str, lanes: int) -> Mac:
-    """The row for activations of that type; `dot` and `lanes` are the instruction set's."""
-    return float_mac(lanes) if x_dtype == "float32" else INT8_MACS[dot]
+    """The row for activations of that type; `dot` and `lanes` are the instruction set's, `dot` "" for weights
+    in float32."""
+    return mac_named("float32" if x_dtype == "float32" and not dot else dot, lanes)
+
+
+def mac_named(name: str, lanes: int) -> Mac:
+    """A row by its name."""
+    if name in BFLOAT16_MACS:
+        return BFLOAT16_MACS[name](lanes)
+    return float_mac(lanes) if name == "float32" else INT8_MACS[name]
 
 
 @dataclass(frozen=True)

@@ -15,147 +15,26 @@ transposed operand costs its packing (B) or nothing (A).
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any
 
-import numpy as np
-
 from . import emit
-from .epilogue import Epilogue
+from .bfloat16 import AHEAD, stored
+from .matmul_spec import MatmulSpec, batch_offset, matmul_params
 from .partial import load_part, store_part
 from .product import (
-    Blocks,
-    Matrix,
     Parts,
     each_tile,
     pack,
     tile,
-    tiling_of,
 )
-from .tiling import Split
-
-DEPTH = 384
-"""Values of k of a block: a panel of three vectors and the rows of a tile fill the first-level cache."""
-CHUNK_BYTES = 192 * 1024
-"""What a chunk of A takes of the second-level cache, for one block of k."""
-WANTED_TASKS = 8
-HEAVY = ("gelu",)
-"""Activations that measured slower as straight code behind every tile."""
-
-
-@dataclass(frozen=True)
-class MatmulSpec:
-    """y[b, i, j] = finish(scale * sum over k of a[b, i, k] * b[b, k, j]); columns of y are neighbours.
-
-    `packed`: B are weights in the order of `pack_matrix`. `epilogue`: what a linear layer does to its sums.
-    """
-
-    lanes: int
-    registers: int
-    batch: tuple[int, ...]
-    m: int
-    n: int
-    k: int
-    a: Matrix
-    b: Matrix
-    y: Matrix
-    scale: float = 1.0
-    packed: bool = False
-    epilogue: Epilogue = Epilogue(bias=False)
-
-    @cached_property
-    def tiling(self) -> tuple[Split, Blocks]:
-        return tiling_of(self.m, self.n, self.lanes, self.registers, alike=self.packed)
-
-    @property
-    def depth(self) -> int:
-        """Values of k of all blocks but the last."""
-        count = -(-self.k // DEPTH)
-        return -(-self.k // count)
-
-    @property
-    def depths(self) -> int:
-        """Blocks of k."""
-        return -(-self.k // self.depth)
-
-    @property
-    def heavy(self) -> bool:
-        """The activation runs in a loop over the finished block: 0.6 ns a value for GELU, 1.9 behind every
-        tile."""
-        return self.epilogue.act in HEAVY
-
-    @property
-    def packs(self) -> bool:
-        """B is copied into panels: it is read more than once, or its columns are no neighbours."""
-        return not self.packed and (self.tiling[0].count > 1 or self.b.col != 1)
-
-    @property
-    def stack_bytes(self) -> int:
-        blocks = self.tiling[1]
-        widest = max(blocks.width if blocks.whole else 0, blocks.rest)
-        return 4 * self.depth * widest * self.lanes if self.packs else 0
-
-    @property
-    def chunk(self) -> int:
-        """Tiles of rows of a task."""
-        rows = self.tiling[0]
-        return max(4, min(rows.count, CHUNK_BYTES // (4 * self.depth * (rows.size + (rows.larger > 0)))))
-
-    @property
-    def chunks(self) -> int:
-        return -(-self.tiling[0].count // self.chunk)
-
-    @property
-    def group(self) -> int:
-        """Blocks of columns of a task: all, unless threads would have too little to share."""
-        count = self.tiling[1].count
-        return -(-count // min(count, -(-WANTED_TASKS // (math.prod(self.batch) * self.chunks))))
-
-    @property
-    def groups(self) -> int:
-        return -(-self.tiling[1].count // self.group)
-
-    @property
-    def tasks(self) -> int:
-        return math.prod(self.batch) * self.chunks * self.groups
-
-
-def matmul_params(spec: MatmulSpec) -> list[tuple[str, str]]:
-    """(name, element type) of the kernel's pointers, in order."""
-    e = spec.epilogue
-    optional = (("bias", e.bias), ("scale", e.scale), ("residual", bool(e.residual)))
-    names = ["a", "b", *(name for name, there in optional if there), "y"]
-    return [(name, e.residual if name == "residual" else "float32") for name in names]
-
-
-def pack_matrix(spec: MatmulSpec, b: np.ndarray) -> np.ndarray:
-    """`b` [k, n] in the order in which the kernel reads it: [block of k][block of columns][k][column]."""
-    blocks = spec.tiling[1]
-    wide = np.pad(b, ((0, 0), (0, blocks.columns - spec.n)))
-    width = blocks.width * spec.lanes
-    parts = [
-        wide[at : at + spec.depth, column : column + width].ravel()
-        for at in range(0, spec.k, spec.depth)
-        for column in range(0, blocks.columns, width)
-    ]
-    return np.concatenate(parts).astype(np.float32)
-
-
-def batch_offset(index: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
-    """Offset of matrix number `index` of a batch."""
-    offset: Any = 0
-    for axis in reversed(range(len(shape))):
-        if strides[axis] and shape[axis] > 1:
-            offset = offset + (index % shape[axis] if axis else index) * strides[axis]
-        index = index // shape[axis]
-    return offset
 
 
 def emit_matmul(spec: MatmulSpec, name: str) -> Any:
     """The PrimFunc."""
-    return emit.kernel(name, matmul_params(spec), lambda *args: _Matmul(spec, args).body())
+    return emit.kernel(
+        name, matmul_params(spec), lambda *args: _Matmul(spec, args).body(), wrapped=spec.mac.wrapped
+    )
 
 
 class _Matmul:
@@ -166,6 +45,7 @@ class _Matmul:
         self.spec = spec
         self.buffers = dict(zip((n for n, _ in matmul_params(spec)), buffers, strict=True))
         self.panel = emit.local(spec.stack_bytes // 4, "float32") if spec.packs else None
+        self.source = emit.local(spec.rounded, spec.mac.a_dtype) if spec.rounded else self.buffers["a"]
         self.at: dict[str, Any] = {}
 
     def body(self) -> None:
@@ -185,9 +65,49 @@ class _Matmul:
             if s.groups > 1:
                 first = group * s.group
                 last = emit.vmin(first + s.group, blocks.count)
-            emit.over(0, s.depths, lambda kb: self.columns(chunk, first, last, kb))
+
+            def block(kb: Any) -> None:
+                if s.rounded:
+                    self.round(chunk, kb)
+                self.columns(chunk, first, last, kb)
+
+            emit.over(0, s.depths, block)
 
         emit.over(self.begin, self.end, one)
+
+    def tiles(self, chunk: Any) -> tuple[Any, Any]:
+        """First and end of the tiles of rows of a task."""
+        s, count = self.spec, self.spec.tiling[0].count
+        if s.chunks == 1:
+            return 0, count
+        return chunk * s.chunk, emit.vmin(chunk * s.chunk + s.chunk, count)
+
+    def first_row(self, tile: Any) -> Any:
+        rows = self.spec.tiling[0]
+        return tile * rows.size + (emit.vmin(tile, rows.larger) if rows.larger else 0)
+
+    def depth(self, kb: Any) -> Any:
+        s = self.spec
+        return emit.vmin(s.depth, s.k - kb * s.depth) if s.k % s.depth else s.depth
+
+    def round(self, chunk: Any, kb: Any) -> None:
+        """The task's rows of A for one block of k, rounded into scratch [row][s.depth], zero beyond k."""
+        s, a, lanes, dtype = self.spec, self.buffers["a"], self.spec.lanes, self.spec.mac.a_dtype
+        first, last = (self.first_row(tile) for tile in self.tiles(chunk))
+        depth = self.depth(kb)
+
+        def put(row: Any, k: Any, width: int) -> None:
+            at = self.at["a"] + (first + row) * s.a.row + kb * s.depth + k
+            emit.store(self.source, row * s.depth + k, stored(emit.load(a, at, width), dtype, width), width)
+
+        def line(row: Any) -> None:
+            if s.k % s.mac.group:
+                last = emit.vmin(depth, s.depth - 1)  # in blocks of whole steps this place is written below
+                emit.store(self.source, row * s.depth + last, emit.splat(0, dtype, 1))
+            emit.over(0, depth // lanes, lambda i: put(row, i * lanes, lanes))
+            emit.over(depth // lanes * lanes, depth, lambda k: put(row, k, 1))
+
+        emit.over(0, last - first, line)
 
     def columns(self, chunk: Any, first: Any, last: Any, kb: Any) -> None:
         """All blocks [first, last) of columns for one block of k."""
@@ -208,29 +128,31 @@ class _Matmul:
         s = self.spec
         lanes, blocks = s.lanes, s.tiling[1]
         column = block * blocks.width * lanes
-        depth = emit.vmin(s.depth, s.k - kb * s.depth) if s.k % s.depth else s.depth
+        depth, step = self.depth(kb), s.mac.group
         first = self.at["b"] + column * s.b.col + kb * s.depth * s.b.row
         if s.packs:
             pack(self.panel, 0, self.buffers["b"], first, s.b, depth, vectors, valid, lanes)
-        packed = self.at["b"] + kb * s.depth * blocks.columns + column * depth
+        steps = (depth + step - 1) // step
+        packed = self.at["b"] + kb * s.depth * blocks.columns + column * steps * step
 
-        def load_b(v: int, t: Any) -> Any:
+        def load_b(count: int, v: int, t: Any) -> Any:
             if s.packs:
                 return emit.load(self.panel, (t * vectors + v) * lanes, lanes)
             if s.packed:
-                return emit.load(self.buffers["b"], packed + (t * vectors + v) * lanes, lanes)
+                at = packed + (t * vectors + v) * lanes * step
+                if v == 0 and s.streams(count, vectors):
+                    emit.fetch(self.buffers["b"], at + AHEAD)
+                return s.mac.load_b(self.buffers["b"], at)
             here = valid if v == vectors - 1 else lanes
             return load_part(self.buffers["b"], "float32", first + t * s.b.row + v * lanes, lanes, here)
 
         def rows(row: Any, count: int) -> None:
             base = self.at["a"] + row * s.a.row + kb * s.depth * s.a.col
-            self.tile(row, column, kb, count, vectors, valid, depth, base, load_b)
+            if s.rounded:
+                base = (row - self.first_row(start)) * s.depth
+            self.tile(row, column, kb, count, vectors, valid, steps, base, partial(load_b, count))
 
-        start: Any = 0
-        end: Any = s.tiling[0].count
-        if s.chunks > 1:
-            start = chunk * s.chunk
-            end = emit.vmin(start + s.chunk, s.tiling[0].count)
+        start, end = self.tiles(chunk)
         each_tile(s.tiling[0], start, end, rows)
         if s.heavy and s.depths > 1:
             with emit.when(kb == s.depths - 1):
@@ -241,8 +163,7 @@ class _Matmul:
     def finish(self, start: Any, end: Any, column: Any, vectors: int, valid: int) -> None:
         """Epilogue of the rows of tiles [start, end) that are in y as sums."""
         s, y, lanes = self.spec, self.buffers["y"], self.spec.lanes
-        tiles = s.tiling[0]
-        first, last = (t * tiles.size + emit.vmin(t, tiles.larger) for t in (start, end))
+        first, last = self.first_row(start), self.first_row(end)
         with emit.loop(first, last) as row:
             to = self.at["y"] + row * s.y.row + column
             for v in range(vectors):
@@ -262,7 +183,7 @@ class _Matmul:
         count: int,
         vectors: int,
         valid: int,
-        depth: Any,
+        steps: Any,
         base: Any,
         load_b: Any,
     ) -> None:
@@ -284,12 +205,14 @@ class _Matmul:
             at, here = place(i, v)
             self.put(value, at, column + v * lanes, here)
 
+        def load_a(i: int, t: Any) -> Any:
+            if s.rounded:
+                return s.mac.load_a(self.source, base + i * s.depth + t * s.mac.group)
+            return emit.load(self.buffers["a"], base + i * s.a.row + t * s.a.col)
+
         tile(
-            count, vectors, lanes, depth,
-            lambda i, t: emit.load(self.buffers["a"], base + i * s.a.row + t * s.a.col),
-            load_b,
-            keep if s.heavy else done,
-            Parts(kb, s.depths, so_far, keep),
+            count, vectors, lanes, steps, load_a, load_b, keep if s.heavy else done,
+            Parts(kb, s.depths, so_far, keep), s.mac if s.rounded else None, s.chains(count, vectors),
         )  # fmt: skip
 
     def finished(self, value: Any, at: Any, column: Any, valid: int) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
-from .mac import INT8_MACS, Mac, float_mac
+from .mac import Mac, mac_named
 
 ROWS, VECTORS = 5, 2
 """Accumulators: ten hide the latency of a multiply-add (4 cycles, two a cycle), and with two vectors of B and
@@ -29,7 +29,7 @@ class RateSpec:
 
     @property
     def row(self) -> Mac:
-        return float_mac(self.lanes) if self.mac == "float32" else INT8_MACS[self.mac]
+        return mac_named(self.mac, self.lanes)
 
     @property
     def operations(self) -> int:
@@ -77,7 +77,8 @@ def emit_rate(spec: RateSpec, name: str) -> Any:
         for i in range(ROWS * VECTORS):
             emit.store(y, i * mac.lanes, emit.load(acc, i), mac.lanes)
 
-    return emit.kernel(name, [("a", mac.a_dtype), ("b", mac.b_dtype), ("y", mac.acc_dtype)], body)
+    params = [("a", mac.a_dtype), ("b", mac.b_dtype), ("y", mac.acc_dtype)]
+    return emit.kernel(name, params, body, wrapped=mac.wrapped)
 
 
 def emit_stream(spec: StreamSpec, name: str) -> Any:

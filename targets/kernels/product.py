@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
-from .mac import float_mac
+from .mac import FLOAT, Mac
 from .partial import load_part
 from .tiling import (
     MANY_ROWS,
@@ -96,11 +96,11 @@ class Parts:
 
 
 def tiling_of(
-    rows: int, columns: int, lanes: int, registers: int, *, alike: bool = False
+    rows: int, columns: int, lanes: int, registers: int, *, alike: bool = False, cost: Cost = FLOAT
 ) -> tuple[Split, Blocks]:
     """How rows and columns of a product are cut into register tiles. `alike`: columns as for many rows, so
     that what is packed for them serves any number."""
-    vectors, cost = -(-columns // lanes), float_mac(lanes).cost
+    vectors = -(-columns // lanes)
     width = best_tile(MANY_ROWS, vectors, registers, cost)[1] if alike else None
     tile = best_tile(rows, vectors, registers, cost, width)
     return split(rows, tile[0]), Blocks(columns, lanes, tile[1])
@@ -110,7 +110,7 @@ def tiling_of_two(
     rows: int, columns: tuple[int, int], depths: tuple[int, int], lanes: int, registers: int
 ) -> tuple[Split, Blocks, Blocks]:
     """The same for two products that share their rows: the fewest cycles for both together."""
-    cost = float_mac(lanes).cost
+    cost = FLOAT
     found = []
     for tall in range(1, min(rows, 12) + 1):
         cuts = split(rows, tall)
@@ -221,12 +221,17 @@ def tile(
     b: Callable[[int, Any], Any],
     finish: Callable[[int, int, Any], None],
     parts: Parts | None = None,
+    mac: Mac | None = None,
+    chains: int = 1,
 ) -> None:
     """`finish(i, v, sum over t of a(i, t) * b(v, t))` for every row and vector of a tile.
 
-    `a` gives a scalar, `b` a vector. `parts`: the sum is made in several calls.
+    `a` gives a scalar, `b` a vector. `parts`: the sum is made in several calls. `mac`: another way to
+    multiply; `a` and `b` then give what it loads, `depth` counts its steps. `chains`: partial sums of each
+    result, for tiles that would wait for their own additions.
     """
-    acc = emit.local(rows * vectors, emit.vector("float32", lanes))
+    size = rows * vectors
+    acc = emit.local(chains * size, emit.vector("float32", lanes))
 
     def each(what: Callable[[int, int], None]) -> Callable[[], None]:
         def run() -> None:
@@ -242,25 +247,40 @@ def tile(
     def give(to: Callable[[int, int, Any], None]) -> Callable[[], None]:
         return each(lambda i, v: to(i, v, emit.load(acc, i * vectors + v)))
 
-    def step(t: Any) -> None:
+    def step(t: Any, chain: int) -> None:
         columns = [b(v, t) for v in range(vectors)]
         for i in range(rows):
-            value = emit.splat(a(i, t), "float32", lanes)
+            value = a(i, t) if mac else emit.splat(a(i, t), "float32", lanes)
             for v in range(vectors):
-                emit.store(acc, i * vectors + v, emit.load(acc, i * vectors + v) + value * columns[v])
+                at = chain * size + i * vectors + v
+                total = emit.load(acc, at)
+                emit.store(acc, at, mac.step(total, value, columns[v]) if mac else total + value * columns[v])
 
     zero = put(lambda i, v: emit.splat(0.0, "float32", lanes))
     if parts is None or parts.count == 1:
         zero()
     else:
         emit.branch(parts.index == 0, zero, put(parts.so_far))
-    if isinstance(depth, int) and depth <= UNROLL_STEPS:
-        for t in range(depth):
-            step(t)
-    else:
-        with emit.loop(0, depth) as t:
-            step(t)
+    for i in range(size, chains * size):
+        emit.store(acc, i, emit.splat(0.0, "float32", lanes))
+    _walk(depth, chains, step)
+    for i in range(size, chains * size):
+        emit.store(acc, i % size, emit.load(acc, i % size) + emit.load(acc, i))
     if parts is None or parts.count == 1:
         give(finish)()
     else:
         emit.branch(parts.index == parts.count - 1, give(finish), give(parts.keep))
+
+
+def _walk(depth: Any, chains: int, step: Callable[[Any, int], None]) -> None:
+    """`step(t, chain)` for every t below `depth`, the chains in turns; what is left goes to the first."""
+    if isinstance(depth, int) and depth <= UNROLL_STEPS:
+        for t in range(depth):
+            step(t, 0)
+        return
+    with emit.loop(0, depth // chains) as t:
+        for chain in range(chains):
+            step(t * chains + chain, chain)
+    if chains > 1:
+        with emit.loop(depth // chains * chains, depth) as t:
+            step(t, 0)

@@ -8,7 +8,8 @@ from typing import Any
 from .attention import AttentionSpec, emit_attention
 from .columns import ColumnSpec, emit_columns
 from .elementwise import ElementwiseSpec, emit_elementwise
-from .matmul import MatmulSpec, emit_matmul
+from .matmul import emit_matmul
+from .matmul_spec import MatmulSpec
 from .move import MoveSpec, emit_move
 from .rows import RowSpec, emit_rows
 

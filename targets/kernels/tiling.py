@@ -47,18 +47,26 @@ def split(total: int, largest: int) -> Split:
 class Cost:
     """What a multiply costs on the vector ports.
 
-    operations   instructions per vector of products; one alone runs on two ports, several share three
+    operations   instructions per vector of products
     widen        instructions per vector of B and step before it can be multiplied
     spare        registers that a step needs besides accumulators and a vector of B
+    loads        of A for each row and step
+    held         registers for each vector of B, where it is used more than once
+    fused        instructions that run on two ports only, where they share three with the others; 0: one alone
+                 runs on two ports, several share three
     """
 
     operations: int = 1
     widen: int = 0
     spare: int = 1
+    loads: int = 1
+    held: int = 1
+    fused: int = 0
 
     def arithmetic(self, products: int, vectors: int) -> float:
         ports = 2 if self.operations == 1 else 3
-        return (self.operations * products + self.widen * vectors) / ports
+        shared = (self.operations * products + self.widen * vectors) / ports
+        return max(shared, self.fused * products / 2)
 
 
 def step_cycles(rows: int, vectors: int, cost: Cost) -> float:
@@ -66,9 +74,9 @@ def step_cycles(rows: int, vectors: int, cost: Cost) -> float:
     dependency chain."""
     products = rows * vectors
     operations = cost.operations * products + cost.widen * vectors
-    loads = (rows + vectors) / 2
+    loads = cost.loads * rows + vectors
     chain = LATENCY if products < 2 * LATENCY else 0
-    return max(cost.arithmetic(products, vectors), loads, (operations + rows + vectors) / DECODE, chain)
+    return max(cost.arithmetic(products, vectors), loads / 2, (operations + loads) / DECODE, chain)
 
 
 @cache
@@ -87,7 +95,7 @@ def best_tile(
         for r in range(1, min(rows, 16) + 1)
         for v in range(1, min(vectors, 8) + 1)
         if width in (None, v)
-        if 4 * r * v <= 3 * registers and r * v + (v if r > 1 else 0) + cost.spare <= registers
+        if 4 * r * v <= 3 * registers and r * v + (cost.held * v if r > 1 else 0) + cost.spare <= registers
     ]
     cycles = {t: _cover(rows, t[0], vectors, t[1], cost) for t in choices}
     good = [t for t in choices if cycles[t] <= 1.03 * min(cycles.values())]

@@ -25,7 +25,6 @@ from .spec import (
     CombineSpec,
     DecodeSpec,
     capped,
-    fetch,
     first_row,
     kept,
     read_floats,
@@ -140,7 +139,7 @@ class _Decode:
         ahead = (("v", self.row + key, s.outputs), ("k", self.row + key + KEYS, s.features))
         for name, row, width in ahead:
             for at in range(0, keys * width, emit.CACHE_LINE // item):
-                fetch(self.buffers[name], row * width + at)
+                emit.fetch(self.buffers[name], row * width + at)
 
     def exponentials(self, row: int, start: Any, count: Any) -> None:
         """A row of scores in place, its maximum and its sum."""

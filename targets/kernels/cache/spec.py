@@ -194,14 +194,6 @@ def kept(value: Any, dtype: str, lanes: int = 1) -> Any:
     return emit.load(place, 0)
 
 
-def fetch(buffer: Any, at: Any) -> None:
-    """Brings an element's cache line nearer; one that does not exist is no harm."""
-    place = emit.tirx.call_intrin("handle", "tirx.address_of", emit.load(buffer, at))
-    read, all_levels, data = (emit.splat(v, "int32", 1) for v in (0, 3, 1))
-    name = emit.ib.llvm_lookup_intrinsic_id("llvm.prefetch.p0")
-    emit.ib.evaluate(emit.ib.call_llvm_intrin(name, place, read, all_levels, data, dtype="void"))
-
-
 def read_floats(spec: CachedAttentionSpec, cache: Any, at: Any, valid: int) -> Any:
     """A vector of a cache's numbers as float32, without their scale; zeros from `valid` on."""
     if spec.dtype == "float32":

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import emit
+from ..bfloat16 import AHEAD, stored
 from ..epilogue import UNIT, quantise
 from ..partial import load_part, store_part
 from .gemm_spec import UNROLL_STEPS, GemmSpec, gemm_params
@@ -29,7 +30,9 @@ from .gemm_spec import UNROLL_STEPS, GemmSpec, gemm_params
 
 def emit_gemm(spec: GemmSpec, name: str) -> Any:
     """The PrimFunc."""
-    return emit.kernel(name, gemm_params(spec), lambda *args: _Gemm(spec, args).body())
+    return emit.kernel(
+        name, gemm_params(spec), lambda *args: _Gemm(spec, args).body(), wrapped=spec.mac.wrapped
+    )
 
 
 class _Gemm:
@@ -131,12 +134,11 @@ class _Gemm:
 
         def put(at: Any, width: int) -> None:
             value = emit.load(x, origin + at, width)
-            emit.store(
-                self.source,
-                to + at,
-                value if dtype == self.spec.x_dtype else emit.cast(value, dtype, width),
-                width,
-            )
+            if self.spec.mac.rounds:
+                value = stored(value, dtype, width)
+            elif dtype != self.spec.x_dtype:
+                value = emit.cast(value, dtype, width)
+            emit.store(self.source, to + at, value, width)
 
         with emit.loop(0, count // lanes) as i:
             put(i * lanes, lanes)
@@ -178,25 +180,23 @@ class _Gemm:
         panel = (group * s.vectors + block * s.tile[1]) * width
         base, step = self.origin(image, row, r, tile, pixel, group)
 
-        def k_step(segment: Any, t: Any, chain: int = 0) -> None:
+        def k_step(segment: Any, t: Any, chain: int = 0, count: int = 0) -> None:
             from_b = panel + (segment * s.run_steps + t) * vectors * s.lanes * mac.group
+            if mac.rounds and chains > 1:
+                emit.fetch(self.buffers["b"], from_b + AHEAD)
             b = [mac.load_b(self.buffers["b"], from_b + v * s.lanes * mac.group) for v in range(vectors)]
             for i in range(rows):
-                a = mac.load_a(self.source, base + self.segment(segment) + t * mac.group + i * step)
+                a = mac.load_a(self.source, base + self.segment(segment) + t * mac.group + i * step, count)
                 for v in range(vectors):
                     at = chain * size + i * vectors + v
                     emit.store(acc, at, self.kept(mac.step(emit.load(acc, at), a, b[v])))
 
         if chains > 1:
-            self.by_chains(chains, lambda t, chain: k_step(0, t, chain))
+            self.by_chains(chains, k_step)
             for i in range(size, chains * size):
                 emit.store(acc, i % size, emit.load(acc, i % size) + emit.load(acc, i))
-        elif s.segments * s.run_steps <= UNROLL_STEPS:
-            for segment in range(s.segments):
-                for t in range(s.run_steps):
-                    k_step(segment, t)
         else:
-            emit.over(0, s.segments, lambda seg: emit.over(0, s.run_steps, lambda t: k_step(seg, t)))
+            self.by_segments(k_step)
         out = (
             ((image * s.oh + row + r) * s.ow + pixel) * s.oc
             + group * s.group_oc
@@ -204,14 +204,37 @@ class _Gemm:
         )
         self.finish(acc, out, channel, block, rows, vectors)
 
-    def by_chains(self, chains: int, step: Callable[[Any, int], None]) -> None:
+    def by_segments(self, step: Callable[..., None]) -> None:
+        """All steps in order; few of them are straight code."""
+        s = self.spec
+        few = s.segments * s.run_steps <= UNROLL_STEPS
+
+        def one(segment: Any) -> None:
+            if few:
+                for t in range(s.whole_steps):
+                    step(segment, t)
+            else:
+                emit.over(0, s.whole_steps, lambda t: step(segment, t))
+            if s.whole_steps < s.run_steps:
+                step(segment, s.whole_steps, count=s.run % s.mac.group)
+
+        if few:
+            for segment in range(s.segments):
+                one(segment)
+        else:
+            emit.over(0, s.segments, one)
+
+    def by_chains(self, chains: int, step: Callable[..., None]) -> None:
         """All steps of the one segment, every chain in its turn."""
-        rounds, rest = divmod(self.spec.run_steps, chains)
+        s = self.spec
+        rounds, rest = divmod(s.whole_steps, chains)
         with emit.loop(0, rounds) as t:
             for chain in range(chains):
-                step(t * chains + chain, chain)
+                step(0, t * chains + chain, chain)
         for chain in range(rest):
-            step(rounds * chains + chain, chain)
+            step(0, rounds * chains + chain, chain)
+        if s.whole_steps < s.run_steps:
+            step(0, s.whole_steps, rest, s.run % s.mac.group)
 
     def kept(self, total: Any) -> Any:
         return emit.kept(total, self.spec.lanes) if self.spec.mac.acc_dtype == "int32" else total

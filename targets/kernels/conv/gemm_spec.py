@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..bfloat16 import bit_patterns
 from ..epilogue import UNIT, Epilogue, unit_order
 from ..mac import Mac, mac_for
 from ..tiling import (
@@ -71,7 +72,7 @@ class GemmSpec(Window):
 
     @property
     def scratch(self) -> bool:
-        return self.padded or self.mac.a_dtype != self.x_dtype or self.nchw_in
+        return self.padded or self.mac.a_dtype != self.x_dtype or self.mac.rounds or self.nchw_in
 
     @property
     def segments(self) -> int:
@@ -89,6 +90,12 @@ class GemmSpec(Window):
     def run_steps(self) -> int:
         """k steps of a run, the last one filled up with zero weights."""
         return -(-self.run // self.mac.group)
+
+    @property
+    def whole_steps(self) -> int:
+        """Steps without one that reads beyond its run where that must not be: zero weights hide any integer,
+        but no float that is infinite."""
+        return self.run // self.mac.group if self.mac.acc_dtype == "float32" else self.run_steps
 
     @property
     def vectors(self) -> int:
@@ -230,7 +237,7 @@ def gemm_params(spec: GemmSpec) -> list[tuple[str, str]]:
 def pack_weights(spec: GemmSpec, w: np.ndarray) -> np.ndarray:
     """`w` [oc, c/groups, kh, kw] as B: flat, of the multiply's element type."""
     g, step = spec.groups, spec.mac.group
-    k = np.pad(_runs(spec, w), ((0, 0), (0, 0), (0, spec.run_steps * step - spec.run), (0, 1)))
+    k = np.pad(_runs(spec, bit_patterns(w)), ((0, 0), (0, 0), (0, spec.run_steps * step - spec.run), (0, 1)))
     k = k[..., list(spec.places)]
     k = k.reshape(g, spec.segments * spec.run_steps, step, spec.vectors * spec.lanes)
     width = spec.tile[1] * spec.lanes
