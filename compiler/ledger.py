@@ -14,7 +14,7 @@ from .errors import InputError
 class LedgerRow:
     """One layer.
 
-    choice          "float32" or "int8"
+    choice          "float32", "bfloat16", "int8" or a weight format
     bits            stored bits per weight, all overheads (scales, bias) counted
     weight_bytes    stored bytes of weights, bias and scales
     float_bytes     the same in float32

@@ -15,12 +15,12 @@ import numpy as np
 class Stored:
     """An array that is read when it is asked for, and again when nobody holds it any more.
 
-    `read()` gives it with this shape and dtype (a numpy name), the same each time.
+    `read()` gives it with this shape and dtype (or numpy's name of it), the same each time.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, read: Callable[[], np.ndarray]) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: str | np.dtype, read: Callable[[], np.ndarray]) -> None:
         self.shape = shape
-        self.dtype = np.dtype(dtype)
+        self.dtype: np.dtype = np.dtype(dtype)
         self._read = read
         self._held: weakref.ref[np.ndarray] | None = None
 

@@ -13,7 +13,11 @@
 A layer that the plan does not list stays float32. A graph and a plan (and the calibration data) decide
 every byte of the result.
 
-Version 2 is written where a layer's weights become codes (compiler/formats), by the format's name:
+{"weights": "bfloat16", "activations": "bfloat16"} stores weights as bfloat16 and rounds to it what they are
+multiplied with; sums and results are float32.
+
+Version 2 is written where a layer is bfloat16, or its weights become codes (compiler/formats), by the
+format's name:
 
         "model.layers.0.mlp.up_proj": {"weights": "bitmod4:128", "activations": "int8:token"}
 
@@ -46,6 +50,7 @@ FREE_OPS = ("conv2d", "linear")
 
 FORMATS: Mapping[str, Mapping[str, str]] = {
     "float32": {"weights": "float32", "activations": "float32"},
+    "bfloat16": {"weights": "bfloat16", "activations": "bfloat16"},
     "int8": {"weights": "int8", "activations": "uint8"},
 }
 """What a layer can become, by the name of the choice; beside these, every weight format."""
@@ -88,20 +93,22 @@ class Plan:
 
     @staticmethod
     def uniform(graph: Graph, choice: str, calibration: Calibration | None = None) -> Plan:
-        """The plan that makes every layer of the graph `choice`: "int8", "float32" or a weight format, which
-        tables get too, and which convolutions cannot have: they stay float32. Layers whose model came with
-        int8 weights are "int8" in every plan.
+        """The plan that makes every layer of the graph `choice`: "int8", "float32", "bfloat16" or a weight
+        format. The last two are for tables too; a weight format not for convolutions, bfloat16 not for
+        depthwise ones: these stay float32. Layers whose model came with int8 weights are "int8" in every
+        plan.
         """
         choice = _checked_choice("every layer", choice)
         free = {node.name: node for node in free_layers_of(graph)}
         layers = {node.name: choice if node.name in free else "int8" for node in layers_of(graph)}
-        if coded_choice(choice):
-            layers |= {name: "float32" for name, node in free.items() if node.op != "linear"}
+        if coded_choice(choice) or choice == "bfloat16":
+            unfit = (node for node in free.values() if not _fits(graph, node, choice))
+            layers |= {node.name: "float32" for node in unfit}
             layers |= {node.name: choice for node in tables_of(graph)}
         return Plan(graph.name, layers, calibration or Calibration())
 
     def choice(self, layer: str) -> str:
-        """ "int8", "float32" or a weight format; layers not listed are "float32"."""
+        """ "int8", "float32", "bfloat16" or a weight format; layers not listed are "float32"."""
         return self.layers.get(layer, "float32")
 
     @property
@@ -116,7 +123,7 @@ class Plan:
 
     def validate(self, graph: Graph) -> Plan:
         """The plan itself. Raises PlanError, with the closest names, if the graph lacks a layer it names, and
-        for a weight format of a layer that is no linear one."""
+        for a choice that a layer cannot have."""
         names = [node.name for node in (*layers_of(graph), *tables_of(graph))]
         unknown = [layer for layer in self.layers if layer not in set(names)]
         if unknown:
@@ -126,25 +133,15 @@ class Plan:
                 f"the plan for {self.graph!r} names {len(unknown)} layer(s) that graph {graph.name!r} does "
                 f"not have: {listed}{more}. `bitsmith inspect` lists the layers"
             )
-        fitting = {node.name for node in (*layers_of(graph), *tables_of(graph)) if node.op != "conv2d"}
-        for layer in self.coded:
-            if layer not in fitting:
-                raise PlanError(
-                    f"layer {layer!r} is a convolution and cannot become {self.choice(layer)!r}: weight "
-                    "formats are for linear layers and tables; choose float32 or int8"
-                )
-        tables = {node.name for node in tables_of(graph)}
-        for layer, choice in self.layers.items():
-            if layer in tables and choice == "int8":
-                raise PlanError(
-                    f"{layer!r} is a table that rows are gathered from: choose float32 or a weight format, "
-                    "such as int8:channel"
-                )
+        for node in (*layers_of(graph), *tables_of(graph)):
+            choice = self.choice(node.name)
+            if not _fits(graph, node, choice):
+                raise PlanError(f"{node.name!r} cannot become {choice!r}: {_UNFIT[_kind(graph, node)]}")
         return self
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "version": CODED_VERSION if self.coded else VERSION,
+            "version": VERSION if set(self.layers.values()) <= {"float32", "int8"} else CODED_VERSION,
             "graph": self.graph,
             "calibration": {"method": self.calibration.method, "percentile": self.calibration.percentile},
             "layers": {layer: formats_of(choice) for layer, choice in self.layers.items()},
@@ -224,6 +221,32 @@ def tables_of(graph: Graph) -> tuple[Node, ...]:
             kind = graph.type_of(node.inputs[0])
             found += [node] if kind.dtype == "float32" and len(kind.shape) == 2 and kind.size else []
     return tuple(found)
+
+
+_UNFIT = {
+    "depthwise": "it is a depthwise convolution, whose weights are few: choose float32 or int8",
+    "conv2d": "it is a convolution; weight formats are for linear layers and tables: choose float32, "
+    "bfloat16 or int8",
+    "gather": "it is a table that rows are gathered from: choose float32, bfloat16 or a weight format, such "
+    "as int8:channel",
+}
+"""Why a node of that kind cannot have some choice, and what it can have."""
+
+
+def _kind(graph: Graph, node: Node) -> str:
+    """Its operator, or "depthwise": a convolution each of whose channels reads one channel of several."""
+    groups = node.attrs.get("groups", 1)
+    alone = node.op == "conv2d" and groups != 1 and graph.type_of(node.inputs[1]).shape[1] == 1
+    return "depthwise" if alone else node.op
+
+
+def _fits(graph: Graph, node: Node, choice: str) -> bool:
+    kind = _kind(graph, node)
+    if choice == "bfloat16":
+        return kind != "depthwise"
+    if choice == "int8":
+        return kind != "gather"
+    return choice == "float32" or kind not in ("conv2d", "depthwise")
 
 
 @cache

@@ -29,6 +29,7 @@ from ..compiler.plan import (
     Plan,
     free_layers_of,
     layers_of,
+    tables_of,
 )
 from ..compiler.verify import verify
 from .code_layers import code_layers, round_layers
@@ -43,6 +44,7 @@ from .quantise import (
 from .scan import Scan, attr
 from .smooth import smooth
 from .storage import choose_storage, moves
+from .to_bfloat16 import to_bfloat16
 
 
 def apply_plan(
@@ -54,8 +56,8 @@ def apply_plan(
     memo: Memo | None = None,
     coded: Mapping[str, Coded] | None = None,
 ) -> Graph:
-    """The graph with int8 layers, and weights as codes, where the plan says so. Where all stay float32 it is
-    the graph itself.
+    """The graph with int8 layers, and weights as codes or bfloat16, where the plan says so. Where all stay
+    float32 it is the graph itself.
     Layers that came with int8 weights keep them, whatever the plan says of them.
 
     `ranges` (of the same graph) may be None when no layer is int8. `pair_bound`: the target multiplies
@@ -69,19 +71,23 @@ def apply_plan(
     """
     plan.validate(graph)
     wanted = plan.coded
+    numbers = (*free_layers_of(graph), *tables_of(graph))
+    narrow = {node.name for node in numbers if plan.choice(node.name) == "bfloat16"}
+    if narrow:
+        plan = replace(plan, layers={k: v for k, v in plan.layers.items() if k not in narrow})
     if wanted:
         chosen = round_layers(graph, plan) if coded is None else coded
         graph = code_layers(graph, chosen, {layer: reads for layer, (_, reads) in wanted.items()})
         plan = replace(plan, layers={k: v for k, v in plan.layers.items() if k not in wanted})
     if all(plan.choice(node.name) == "float32" for node in free_layers_of(graph)):
-        return graph
+        return to_bfloat16(graph, narrow)
     if ranges is None:
         raise PlanError("the plan has int8 layers: calibration samples are needed to choose their ranges")
     graph, ranges = smooth(graph, plan, ranges)
     planner = _Planner(graph, plan, ranges, pair_bound, {} if memo is None else memo)
     for node in graph.nodes:
         planner.visit(node)
-    return verify(remove_dead_code(planner.scan.finish()), "applying the plan")
+    return to_bfloat16(verify(remove_dead_code(planner.scan.finish()), "applying the plan"), narrow)
 
 
 def conversions(graph: Graph) -> dict[str, int]:

@@ -26,7 +26,7 @@ from ..compiler.ir import (
     TensorType,
 )
 from ..compiler.ops import OPS
-from ..compiler.params import OpenParams
+from ..compiler.params import Entry, OpenParams
 
 
 class Scan:
@@ -99,10 +99,10 @@ class Scan:
         inputs = tuple(self._renamed.get(v, v) for v in node.inputs)
         return Node(node.name, node.op, inputs, node.outputs, node.types, node.attrs)
 
-    def add_param(self, wanted: str, array: np.ndarray) -> str:
+    def add_param(self, wanted: str, array: Entry) -> str:
         """A new parameter called `wanted`, or with a number behind it if that name is taken."""
         name = fresh_name(wanted, self.types)
-        self.params[name] = np.ascontiguousarray(array)
+        self.params[name] = np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array
         self.types[name] = TensorType(tuple(array.shape), array.dtype.name)
         return name
 

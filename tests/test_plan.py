@@ -46,7 +46,7 @@ def test_uniform_and_with_choice(graph):
     )
     assert plan != other
     assert Plan.uniform(graph, "float32").choice("head") == "float32"
-    with pytest.raises(PlanError, match="'uint4'; choose float32, int8 or a weight format: there is no"):
+    with pytest.raises(PlanError, match="'uint4'; choose float32, bfloat16, int8 or a weight format: there"):
         Plan.uniform(graph, "uint4")
     with pytest.raises(PlanError, match="layer 'head' cannot become 'fp8'"):
         plan.with_choice("head", "fp8")
@@ -80,7 +80,7 @@ def test_the_text_is_the_documented_json(graph):
 
 @given(
     name=st.text(),
-    layers=st.dictionaries(st.text(), st.sampled_from(["int8", "float32"]), max_size=5),
+    layers=st.dictionaries(st.text(), st.sampled_from(["int8", "bfloat16", "float32"]), max_size=5),
     method=st.sampled_from(["minmax", "percentile", "mse"]),
     percentile=st.floats(50, 100, exclude_min=True),
 )
@@ -127,7 +127,7 @@ def _with(**changes):
         (_with(layers={"head": {"weights": "int8"}}), "layer 'head' lacks activations"),
         (
             _with(layers={"head": {"weights": "int4", "activations": "uint8"}}),
-            'layer \'head\' asks for {"weights": "int4".* it can have {.*"float32"} or {"weights": "int8"',
+            'layer \'head\' asks for {"weights": "int4".* it can have {.*"float32"} or {.*"bfloat16"',
         ),
         (_with(layers={"head": {"weights": "int8", "activations": "int8"}}), "layer 'head' asks for"),
         (
@@ -241,9 +241,9 @@ def test_bad_formats_are_explained(choice, message):
 
 
 def test_formats_are_for_linear_layers_and_tables(graph):
-    with pytest.raises(PlanError, match="'stem.conv' is a convolution and cannot become 'int4:32'"):
+    with pytest.raises(PlanError, match="'stem.conv' cannot become 'int4:32': it is a convolution"):
         Plan("net", {"stem.conv": "int4:32"}).validate(graph)
     words = embedding_and_head()
-    with pytest.raises(PlanError, match="'embed' is a table .* int8:channel"):
+    with pytest.raises(PlanError, match="'embed' cannot become 'int8': it is a table .* int8:channel"):
         Plan("words", {"embed": "int8"}).validate(words)
     assert Plan("words", {"embed": "int8:channel"}).validate(words)

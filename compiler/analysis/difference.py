@@ -24,7 +24,7 @@ NARROW = 0.01  # of numbers closer together than this share of their size, round
 class LayerDifference:
     """One node of the planned graph, over all samples; of several results, the worst.
 
-    choice         "int8" or "float32" of a layer that the plan decides about; "" of other nodes
+    choice         "int8", "float32"... of a layer that the plan decides about; "" of other nodes
     dtype, shape   of the (first) result
     error          largest |compiled - reference|; steps of its scale where the result is uint8
     relative       error / (largest - smallest reference value), see Spread.relative

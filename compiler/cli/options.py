@@ -128,7 +128,8 @@ UniformChoice = Annotated[
     Option(
         "--uniform",
         metavar="CHOICE",
-        help="Instead of a plan, the same for every layer: int8, float32 or a weight format (int4:64).",
+        help="Instead of a plan, the same for every layer: int8, bfloat16, float32 or a weight format "
+        "(int4:64).",
     ),
 ]
 

@@ -33,7 +33,8 @@ class DiffReport:
                 nothing is below `least_sqnr`
     departs     the first layer beyond `tolerance` of its reference (compiler/analysis/difference.py); or None
     noisy       the first layer whose `sqnr_db` is below `least_sqnr`; None: none, or no bound was given
-    noisiest    the layer that adds most noise to what it reads, of an artifact with int8 layers; else None
+    noisiest    the layer that adds most noise to what it reads, of an artifact with int8 or bfloat16 layers;
+                else None
     changed     layers whose weights in the artifact are not what the model compiles to
     reproduced  whether the build whose values are compared gave the artifact's outputs, to the last bit
     entry       of an artifact for several shapes, the one that was compared
@@ -145,7 +146,7 @@ def _report(
     known = [(row.sqnr_db, row.layer) for row in rows if row.sqnr_db is not None]
     departs = next((row.layer for row in rows if row.departs), None)
     noisy = None if least_sqnr is None else next((name for db, name in known if db < least_sqnr), None)
-    quantised = any(row.choice == "int8" for row in rows)
+    rounded = any(row.choice in ("int8", "bfloat16") for row in rows)
     changed = tuple(comparison.exposed.changed)
     return DiffReport(
         artifact=str(subject.path),
@@ -153,7 +154,7 @@ def _report(
         ok=departs is None and noisy is None and not changed and comparison.reproduced,
         departs=departs,
         noisy=noisy,
-        noisiest=max(rows, key=lambda row: row.added_noise or 0.0).layer if quantised else None,
+        noisiest=max(rows, key=lambda row: row.added_noise or 0.0).layer if rounded else None,
         changed=changed,
         reproduced=comparison.reproduced,
         tolerance=tolerance,

@@ -13,7 +13,7 @@ from ..artifact.manifest import WEIGHTS
 from ..errors import ArtifactError, InputError, PlanError
 from ..ir import Graph
 from ..machine import installed_versions
-from ..plan import Plan, layers_of
+from ..plan import Plan, layers_of, tables_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,8 +110,8 @@ def _plan_of(artifact: Artifact, prepared: Graph) -> Plan:
         plan = Plan.from_json(artifact.plan)
     except PlanError as error:
         raise ArtifactError(f"{artifact.path}: its manifest has no plan to go by: {error}") from None
-    names = [node.name for node in layers_of(prepared)]
-    if strange := [layer for layer in plan.layers if layer not in set(names)]:
+    names = {node.name for node in (*layers_of(prepared), *tables_of(prepared))}
+    if strange := [layer for layer in plan.layers if layer not in names]:
         raise _foreign(prepared, artifact, f"it has no layer {strange[0]!r}, which the artifact's plan names")
     return plan
 
