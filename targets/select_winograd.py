@@ -43,8 +43,8 @@ def winograd(graph: Graph, node: Node, direct: GemmSpec) -> tuple[KernelCall, ..
 def _best(direct: GemmSpec) -> WinogradSpec | None:
     e = direct.epilogue
     fits = (
-        (direct.x_dtype, direct.dot, e.out_dtype, direct.groups) == ("float32", "", "float32", 1)
-        and not direct.nchw_in
+        (direct.x_dtype, e.out_dtype, direct.groups, direct.nchw_in) == ("float32", "float32", 1, False)
+        and direct.dot in ("", "bf16")
         and (direct.kernel, direct.strides, direct.dilations) == ((3, 3), (1, 1), (1, 1))
         and e.residual in ("", "float32")
         and not e.scale
@@ -55,6 +55,7 @@ def _best(direct: GemmSpec) -> WinogradSpec | None:
         return None
     window = {name: getattr(direct, name) for name in Window.__dataclass_fields__}
     rest = {name: getattr(direct, name) for name in ("lanes", "registers", "oc", "epilogue")}
+    rest["narrow"] = direct.dot == "bf16"
     specs = [WinogradSpec(**window, **rest, m=m) for m in TRANSFORMS]
     worth = [s for s in specs if s.stack_bytes <= STACK_BYTES and pays(s)]
     least = min(map(cycles, worth), default=0.0)

@@ -102,6 +102,38 @@ def test_the_command_line_writes_what_generating_needs(checkpoint, tmp_path, cap
     assert all(0 <= int(word) < lm.VOCABULARY for word in text.split())
 
 
+def in_bfloat16(model):
+    """The same model by torch, with the weights of its linear layers and its table, and what linear layers
+    read, rounded."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            module.weight.data = module.weight.data.bfloat16().float()
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16().float(),))
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_in_bfloat16_equals_transformers_on_rounded_numbers(tied, tmp_path):
+    model = lm.random_model(lm.config_of("llama", tie_word_embeddings=tied))
+    model.save_pretrained(tmp_path / "model")
+    loaded = bitsmith.load(tmp_path / "model", context=CONTEXT, cache="float32")
+    expected = lm.logits(in_bfloat16(model), lm.tokens())
+    plan = Plan.uniform(loaded.graph(1, 1), "bfloat16")
+    feed = {"position": np.array([0]), "rows": np.arange(CONTEXT)}
+    with bitsmith.compile(loaded, plan=plan) as artifact, bitsmith.compile(loaded) as wide:
+        sizes = [a.manifest.files["weights.bin"].bytes for a in (artifact, wide)]
+        found = artifact.run(tokens=np.pad(lm.tokens(), (0, CONTEXT - lm.TOKENS)), **feed)["logits"]
+        artifact.reset()
+        one = artifact.run(tokens=lm.tokens()[:1], position=np.array([0]), rows=np.array([0]))["logits"]
+    most = np.abs(expected).max()
+    np.testing.assert_allclose(found[: lm.TOKENS], expected, rtol=0, atol=0.01 * most)
+    np.testing.assert_allclose(one, expected[:1], rtol=0, atol=0.01 * most)
+    assert set(plan.layers.values()) == {"bfloat16"} and sizes[0] < 0.6 * sizes[1]
+
+
 def test_inspect_says_what_it_is_and_reads_no_weight(checkpoint, capsys, monkeypatch):
     place, _, parameters = checkpoint
     read = []

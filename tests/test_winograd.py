@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -42,14 +43,21 @@ def test_the_matrices_convolve_exactly(m: int) -> None:
 
 
 def network(
-    x: tuple[int, ...], oc: int, *, bias: bool = True, residual: bool = False, seed: int = 0, **attrs: Any
+    x: tuple[int, ...],
+    oc: int,
+    *,
+    bias: bool = True,
+    residual: bool = False,
+    narrow: bool = False,
+    seed: int = 0,
+    **attrs: Any,
 ) -> tuple[Graph, dict[str, np.ndarray]]:
     """A 3x3 convolution and inputs for it."""
     rng = np.random.default_rng(seed)
     b = GraphBuilder("conv")
     feeds = {"x": rng.standard_normal(x).astype(np.float32)}
     w = (rng.standard_normal((oc, x[3], 3, 3)) / np.sqrt(9 * x[3])).astype(np.float32)
-    operands = [b.input("x", x), b.param("w", w)]
+    operands = [b.input("x", x), b.param("w", w.astype(ml_dtypes.bfloat16) if narrow else w)]
     operands.append(b.param("b", rng.standard_normal(oc).astype(np.float32)) if bias else "")
     attrs = {"layout": "NHWC", "pads": (1, 1, 1, 1), **attrs}
     if residual:
@@ -61,8 +69,10 @@ def network(
 
 
 def truth(graph: Graph, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """By torch in float64."""
+    """By torch in float64, of numbers that are rounded first where weights are bfloat16."""
     node = graph.nodes[0]
+    if graph.type_of("w").dtype == "bfloat16":
+        feeds = {**feeds, "x": torch.from_numpy(feeds["x"]).bfloat16().float().numpy()}
     x, w = (torch.from_numpy(a.astype(np.float64)) for a in (feeds["x"], graph.params["w"]))
     top, left, bottom, right = node.attrs.get("pads", (0, 0, 0, 0))
     bias = torch.from_numpy(graph.params["b"].astype(np.float64)) if "b" in graph.params else None
@@ -87,6 +97,7 @@ CASES = {
     "uneven padding": network((1, 5, 6, 16), 16, pads=(2, 0, 1, 3), residual=True, act="clip", lo=0.0),
     "smaller than a tile": network((2, 1, 2, 16), 64),
     "an odd number of vectors": network((1, 12, 12, 48), 80),
+    "bfloat16": network((1, 11, 13, 32), 48, residual=True, narrow=True),
 }
 
 
@@ -137,10 +148,18 @@ def test_other_convolutions_are_multiplied_out(x: tuple[int, ...], oc: int, attr
     assert not chosen(graph)
 
 
+def test_products_of_pairs_are_dearer_to_transform_than_to_take() -> None:
+    graph, _ = network((1, 28, 28, 128), 128, narrow=True)
+    assert chosen(graph) and not chosen(graph, "x86-64-avx512-bf16")
+
+
 def test_filters_take_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, _ = network((1, 28, 28, 64), 64)
     assert chosen(graph)
     small = lower(graph, TARGETS["x86-64-avx2"]).program.weights_bytes
+    narrow, _ = network((1, 28, 28, 64), 64, narrow=True)
+    half = lower(narrow, TARGETS["x86-64-avx2"]).program.weights_bytes
+    assert chosen(narrow) and small - half == 2 * 9 * 64 * 64
     monkeypatch.setattr(select_winograd, "pays", lambda spec: False)
     assert not chosen(graph)
     assert small <= lower(graph, TARGETS["x86-64-avx2"]).program.weights_bytes

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import emit
+from ..bfloat16 import first, stored
 from .winograd_spec import (
     TRANSFORMS,
     Matrix,
@@ -31,7 +32,7 @@ def product_params(spec: WinogradSpec) -> list[tuple[str, str]]:
     e = spec.epilogue
     optional = (("bias", e.bias), ("residual", bool(e.residual)))
     names = ["v", "g", *(name for name, there in optional if there), "y"]
-    return [(name, "float32") for name in names]
+    return [(name, "uint16" if name == "g" and spec.narrow else "float32") for name in names]
 
 
 def emit_winograd_input(spec: WinogradInputSpec, name: str) -> Any:
@@ -90,7 +91,8 @@ def _inputs(spec: WinogradInputSpec, x: Any, v: Any, begin: Any, end: Any) -> No
         square = emit.local(s.places, emit.vector("float32", s.lanes))
 
         def read(i: int, j: int) -> None:
-            emit.store(square, i * size + j, emit.load(x, at + (i * s.w + j) * s.c, s.lanes))
+            value = emit.load(x, at + (i * s.w + j) * s.c, s.lanes)
+            emit.store(square, i * size + j, stored(value, "float32", s.lanes) if s.narrow else value)
 
         def read_inside(i: int, j: int) -> None:
             inside = (top + i >= 0, top + i < s.h, left + j >= 0, left + j < s.w)
@@ -150,6 +152,7 @@ class _Products:
         with emit.loop(0, s.c) as c, emit.loop(0, s.tile[1]) as v:
             at = (block * s.c + c) * 9 * s.width + v * s.lanes
             g = [emit.load(self.buffers["g"], at + i * s.width, s.lanes) for i in range(9)]
+            g = [first(emit.cast(row, "uint32", s.lanes), s.lanes) for row in g] if s.narrow else g
             g = _stored(g, s.lanes)
             for place, value in enumerate(both_sides(TRANSFORMS[s.m].filters, g, s.lanes)):
                 to = self.f0 + (place * s.c + c) * s.width + v * s.lanes

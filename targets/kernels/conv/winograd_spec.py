@@ -19,6 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..bfloat16 import bit_patterns
 from ..epilogue import Epilogue
 from ..tiling import (
     Cost,
@@ -86,10 +87,11 @@ TILES_AT_ONCE = 24
 
 @dataclass(frozen=True)
 class Tiling(Window):
-    """The tiles of a convolution."""
+    """The tiles of a convolution. `narrow`: weights are bfloat16, and inputs are rounded to it."""
 
     lanes: int
     m: int
+    narrow: bool
 
     @property
     def size(self) -> int:
@@ -234,5 +236,5 @@ def pays(spec: WinogradSpec) -> bool:
 
 def pack_filters(spec: WinogradSpec, w: np.ndarray) -> np.ndarray:
     """`w` [oc, c, 3, 3] as [block][c][9][channels of the block]: what a task reads lies together."""
-    blocks = w.reshape(spec.blocks, spec.width, spec.c, 9).transpose(0, 2, 3, 1)
+    blocks = bit_patterns(w).reshape(spec.blocks, spec.width, spec.c, 9).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(blocks).ravel()
