@@ -102,7 +102,7 @@ class Plan:
         free = {node.name: node for node in free_layers_of(graph)}
         layers = {node.name: choice if node.name in free else "int8" for node in layers_of(graph)}
         if coded_choice(choice) or choice == "bfloat16":
-            unfit = (node for node in free.values() if not _fits(graph, node, choice))
+            unfit = (node for node in free.values() if not fits(graph, node, choice))
             layers |= {node.name: "float32" for node in unfit}
             layers |= {node.name: choice for node in tables_of(graph)}
         return Plan(graph.name, layers, calibration or Calibration())
@@ -135,7 +135,7 @@ class Plan:
             )
         for node in (*layers_of(graph), *tables_of(graph)):
             choice = self.choice(node.name)
-            if not _fits(graph, node, choice):
+            if not fits(graph, node, choice):
                 raise PlanError(f"{node.name!r} cannot become {choice!r}: {_UNFIT[_kind(graph, node)]}")
         return self
 
@@ -240,7 +240,8 @@ def _kind(graph: Graph, node: Node) -> str:
     return "depthwise" if alone else node.op
 
 
-def _fits(graph: Graph, node: Node, choice: str) -> bool:
+def fits(graph: Graph, node: Node, choice: str) -> bool:
+    """Whether a layer or a table can have that choice."""
     kind = _kind(graph, node)
     if choice == "bfloat16":
         return kind != "depthwise"

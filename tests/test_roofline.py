@@ -183,15 +183,17 @@ def test_peak_kernels_do_nothing_but_multiply(tmp_path):
     if which("objdump") is None:
         pytest.skip("objdump (binutils) is not installed")
     instructions = {"float32": "vfmadd", "vnni": "vpdpbusd", "madd": "vpmaddwd|vpdpwssd", "ubs": "vpmaddubsw"}
+    instructions |= {"bf16": "vfmadd", "bf16dot": "vdpbf16ps"}
     for isa in [isa for isa in ISAS.values() if isa.dot != "portable"]:
         specs = {name: RateSpec(name, isa.lanes) for name in rate_names(isa)}
         assert all(spec.row.lanes == isa.lanes for spec in specs.values())
         objects = kernel_objects({kernel_symbol(s): s for s in specs.values()}, isa, tmp_path)
         for (name, spec), path in zip(specs.items(), objects, strict=True):
             listed = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True)
-            kind = name if name == "float32" else name.rstrip("0123456789")
+            kind = name if name in instructions else name.rstrip("0123456789")
             found = re.findall(rf"\s(?:{instructions[kind]})\w*\s", listed.stdout)
-            assert len(found) == ROWS * VECTORS * UNROLL, (isa.name, name)
+            each = 2 if name == "bf16" else 1  # a product for either number of a pair
+            assert len(found) == each * ROWS * VECTORS * UNROLL, (isa.name, name)
             assert spec.operations == 2 * STEPS * ROWS * VECTORS * isa.lanes * spec.row.group
 
 

@@ -23,7 +23,7 @@ from ..errors import ArtifactError, InputError
 from ..frontends.language.model import LanguageModel
 from ..ir import Graph, Node
 from ..ledger import LedgerRow
-from ..plan import FORMATS, layers_of
+from ..plan import FORMATS, fits, layers_of
 from .buckets import one_graph
 from .language_models import LanguageInfo, language_info
 
@@ -183,7 +183,7 @@ def _layer_info(graph: Graph, node: Node) -> LayerInfo:
         weights=graph.type_of(node.inputs[1]).shape,
         macs=node_cost(graph, node).macs,
         weight_bytes=layer_storage(graph, node).float_bytes,
-        formats=tuple(FORMATS),
+        formats=tuple(choice for choice in FORMATS if fits(graph, node, choice)),
     )
 
 
