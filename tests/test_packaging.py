@@ -95,6 +95,7 @@ def test_constraints_pin_every_dependency_exactly():
             pins[match[1].lower().replace("_", "-")] = match[2]
     extras = PROJECT["project"]["optional-dependencies"].values()
     declared = names([*PROJECT["project"]["dependencies"], *(each for extra in extras for each in extra)])
+    declared = {name.replace("_", "-") for name in declared}
     assert declared <= set(pins), f"run `make constraints`: {sorted(declared - set(pins))} have no pin"
 
 
