@@ -146,6 +146,35 @@ def test_dynamically_quantised_products_keep_their_codes(rng):
     np.testing.assert_allclose(run_reference(graph, {"x": x})["y"], want, atol=1e-4)
 
 
+@pytest.mark.parametrize("codes", [np.uint8, np.int8])
+def test_products_that_onnxruntime_fuses_with_dynamic_quantisation(rng, codes):
+    """Small codes: ONNX Runtime's sums of uint8 times int8 saturate on some machines."""
+    weights = {
+        "w": rng.integers(0, 60, (20, 7)).astype(codes),
+        "s": rng.random(7).astype(np.float32) / 50,
+        "z": np.full(7, 30, codes),
+        "b": rng.standard_normal(7).astype(np.float32),
+    }
+    nodes = [
+        node("DynamicQuantizeMatMul", "x w s z b", "y", domain="com.microsoft"),
+        node("DynamicQuantizeLinear", "x", "x8 xs xz"),
+        node("MatMulIntegerToFloat", "x8 w xs s xz z b", "t", domain="com.microsoft"),
+    ]
+    proto = model(nodes, {"x": (4, 20)}, ("y", "t"), weights=weights, domains=["com.microsoft"])
+    x = rng.standard_normal((4, 20)).astype(np.float32)
+    found = run_reference(prepare(load_model(proto)), {"x": x})
+    for name, want in zip(("y", "t"), onnxruntime_outputs(proto, {"x": x}), strict=True):
+        np.testing.assert_allclose(found[name], want, atol=1e-5)
+
+
+def test_dynamically_quantised_constant_data_are_zeros(rng):
+    weights = {"w": rng.integers(0, 60, (6, 3)).astype(np.uint8), "s": np.float32(0.1), "z": np.uint8(9)}
+    nodes = [node("DynamicQuantizeMatMul", "x w s z", domain="com.microsoft")]
+    proto = model(nodes, {"x": (2, 6)}, weights=weights, domains=["com.microsoft"])
+    found = run_reference(load_model(proto), {"x": np.zeros((2, 6), np.float32)})["y"]
+    np.testing.assert_array_equal(found, np.zeros((2, 3), np.float32))
+
+
 def test_equal_codes_may_have_different_scales(rng):
     """A file has a number once that two operators read."""
     numbers = {"h": np.int8(127), "s1": np.float32(0.01), "s2": np.float32(0.002), "z": np.int8(0)}

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import InputError, ModelError, UnsupportedError
 from ..ir import Graph
-from .onnx.importer import load_onnx, quiet
+from .onnx.importer import load_onnx
+from .onnx.optimise import quiet
 from .onnx.read import first_line
 
 _NOISY = ("torch", "torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")

@@ -5,8 +5,7 @@ Everything that cannot be converted is collected on the way and reported in one 
 
 from __future__ import annotations
 
-import logging
-import warnings
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,12 +26,12 @@ from .converter import (
     ValueNeeded,
     numbered,
 )
-from .fold import fold, foldable, stays
+from .fold import fold, foldable
 from .inline import inline_definitions
 from .names import MACHINE_MADE, layer_names, value_names, weight_name
 from .ops import KNOWN, RULES, hint_of
+from .optimise import optimized
 from .read import (
-    first_line,
     graphs_of,
     read_onnx,
     to_array,
@@ -66,44 +65,17 @@ def load_onnx(
     given = dict(example_shapes(model, inputs)) if inputs is not None else {}
     fix_shapes(model, shapes or {}, label, given)
     model = inline_definitions(model, KNOWN)
-    model = _optimized(model, label)
+    model, weights = optimized(model, label)
+    gc.collect()  # the optimizer's graph is full of circles, and holds a copy of all weights
     title = source.stem if isinstance(source, Path) else model.graph.name
-    return _convert(model, title or "model", label, names)
+    return _convert(model, title or "model", label, names, weights)
 
 
-@contextmanager
-def quiet(*loggers: str) -> Iterator[None]:
-    """No warnings, and no log lines below errors from the named libraries: our errors say what matters."""
-    levels = {name: logging.getLogger(name).level for name in loggers}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for name in loggers:
-                logging.getLogger(name).setLevel(logging.ERROR)
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
-def _optimized(model: Any, label: str) -> Any:
-    """Functions inlined, constants folded, dead nodes gone."""
-    import onnx_ir
-    from onnxscript import optimizer
-
-    try:
-        with quiet("onnxscript", "onnx_ir"):
-            ir_model = onnx_ir.serde.deserialize_model(model)
-            optimizer.optimize_ir(ir_model, should_fold=lambda node: False if stays(node) else None)
-            return onnx_ir.serde.serialize_model(ir_model)
-    except Exception as error:
-        # Foreign code on a foreign file, whatever it stumbles over: the file is what a user can change.
-        raise ModelError(f"{label}: the model cannot be simplified: {first_line(error)}") from error
-
-
-def _convert(model: Any, title: str, label: str, names: Mapping[str, str]) -> Graph:
+def _convert(
+    model: Any, title: str, label: str, names: Mapping[str, str], large: Mapping[str, np.ndarray]
+) -> Graph:
     work = _Import(model, label, names, Converter(title, value_names(model.graph), RULES))
-    work.add_inputs()
+    work.add_inputs(large)
     for proto in model.graph.node:
         work.add_node(proto)
     work.raise_unsupported()
@@ -178,13 +150,15 @@ class _Import:
     read: set[str] = field(default_factory=set)  # values that a node reads or the model returns
     needed: set[str] = field(default_factory=set)  # inputs that decide what must be known at import
 
-    def add_inputs(self) -> None:
+    def add_inputs(self, large: Mapping[str, np.ndarray]) -> None:
+        """`large`: weights whose numbers the model lacks."""
         graph = self.model.graph
         if graph.sparse_initializer:
             raise UnsupportedError(f"{self.label}: sparse weights are not supported; export dense ones")
         self.weights = {tensor.name for tensor in graph.initializer}
         for tensor in graph.initializer:
-            self.converter.constants[tensor.name] = to_array(tensor, self.label)
+            found = large.get(tensor.name)
+            self.converter.constants[tensor.name] = to_array(tensor, self.label) if found is None else found
         for value in graph_inputs(self.model):
             kind = _type(value)
             if kind is None:

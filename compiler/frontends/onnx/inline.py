@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from .bare import infer
 from .read import graphs_of
 
 MOST_ROUNDS = 8
@@ -32,7 +33,7 @@ def inline_definitions(model: Any, known: Collection[str]) -> Any:
         kept = [entry for entry in model.opset_import if entry.domain != _DOMAIN]
         del model.opset_import[:]
         model.opset_import.extend(kept)
-        model = onnx.shape_inference.infer_shapes(model)
+        infer(model)
     return model
 
 

@@ -80,13 +80,18 @@ KNOWN = frozenset(RULES) | frozenset(HINTS)
 NO_RULE = "bitsmith has no conversion for it yet"
 FOREIGN = "an operator of another runtime: export the model with standard ONNX operators only"
 
+ONE_MACHINE = (
+    "ONNX Runtime's form for one machine: save its optimised model at level extended instead, or take the "
+    "model as it was exported"
+)
 CLASSICAL = "of classical machine learning, not of neural networks: compute that step outside of the model"
 
 
 def hint_of(op: str, inputs: Sequence[str]) -> str:
     """What a user can do about an operator without a rule; `inputs`: its inputs that are computed."""
     if "::" in op:
-        return CLASSICAL if op.startswith("ai.onnx.ml::") else FOREIGN
+        said = {"ai.onnx.ml": CLASSICAL, "com.microsoft.nchwc": ONE_MACHINE}
+        return said.get(op.split("::")[0], FOREIGN)
     return HINTS.get(op, NO_RULE).format(inputs=" and ".join(map(repr, inputs)) or "its inputs")
 
 

@@ -177,6 +177,63 @@ def _qlinear_concat(c: Converter, node: OnnxNode) -> Result:
     return store(c, node, y, *_numbers(c, node, 0, 1), _stored_type(c, node, 1))
 
 
+def _to_float(c: Converter, node: OnnxNode) -> Result:
+    """ONNX Runtime's MatMulIntegerToFloat: both operands made real, their product, and a bias.
+
+    Data and its scale and zero point are computed; those of weights are known.
+    """
+    c.values[f"{node.output}.a"] = _real_at_run_time(c, node)
+    return _product_with_codes(c, node, f"{node.output}.a", 1, (3, 5), 6)
+
+
+def _real_at_run_time(c: Converter, node: OnnxNode) -> str:
+    """(x - zero) * scale, of the inputs 0, 4 and 2."""
+    dtype = c.type(c.value(node)).dtype
+    x = c.cast(node, real(c, node, c.value(node), 1.0, 0, "a.whole"), "float32", "a.wide")
+    if node.has_input(4):
+        x = c.emit(node, "sub", [x, c.cast(node, c.value(node, 4), "float32", "a.zero")], "a.centred")
+    if dtype not in BYTES:
+        raise UnsupportedForm(f"data of type {dtype}")
+    return c.emit(node, "mul", [x, c.value(node, 2)], "a")
+
+
+def _dynamic_matmul(c: Converter, node: OnnxNode) -> Result:
+    """ONNX Runtime's DynamicQuantizeMatMul: data rounded to 256 steps between its ends, which hold 0."""
+    x, rank = c.value(node), len(c.type(c.value(node)).shape)
+    zero, most = (c.scalar(node, name, number) for name, number in (("zero", 0.0), ("most", 255.0)))
+    ends = []
+    for name, op in (("reduce_min", "minimum"), ("reduce_max", "maximum")):
+        end = c.emit(node, name, [x], name, axes=tuple(range(rank)))
+        ends.append(c.emit(node, op, [end, zero], f"{name}.end"))
+    width = c.emit(node, "sub", [ends[1], ends[0]], "width")
+    step = c.emit(node, "div", [width, most], "step")
+    some = c.emit(node, "equal", [step, zero], "constant")
+    step = c.emit(node, "where", [some, c.scalar(node, "one", 1.0), step], "scale")
+    start = c.emit(node, "round", [c.emit(node, "div", [ends[0], step], "start")], "start.whole")
+    codes = c.emit(node, "round", [c.emit(node, "div", [x, step], "steps")], "steps.whole")
+    codes = c.emit(node, "sub", [codes, start], "codes.free")
+    codes = c.emit(node, "clip", [codes], "codes", lo=0.0, hi=255.0)
+    centred = c.emit(node, "add", [codes, start], "codes.centred")
+    c.values[f"{node.output}.a"] = c.emit(node, "mul", [centred, step], "a")
+    return _product_with_codes(c, node, f"{node.output}.a", 1, (2, 3), 4)
+
+
+def _product_with_codes(
+    c: Converter, node: OnnxNode, a: str, at: int, beside: tuple[int, int], bias: int
+) -> Result:
+    """A value times constant codes whose scale and zero point are the inputs `beside`, plus a bias."""
+    codes, scale = c.known(node, at, "weights"), c.known(node, beside[0], "scale")
+    factors = spread(scale.astype(np.float32), codes.shape, codes.ndim - 1, 0)
+    centred = codes.astype(np.int64)
+    if node.has_input(beside[1]):
+        zero = c.known(node, beside[1], "zero point").astype(np.int64)
+        centred = centred - spread(zero, codes.shape, codes.ndim - 1, 0)
+    name = f"{node.inputs[at]}.real"
+    c.constants[name] = centred.astype(np.float32) * factors
+    y = c.computed(_inner(node, "MatMul", (a, name)))
+    return c.emit(node, "add", [y, c.value(node, bias)]) if node.has_input(bias) else y
+
+
 def _qgemm(c: Converter, node: OnnxNode) -> Result:
     """ONNX Runtime's QGemm: alpha * A B + C, C in steps of alpha * a_scale * b_scale."""
     a_scale, a_zero = _numbers(c, node, 1, 2)
@@ -196,6 +253,8 @@ def _qgemm(c: Converter, node: OnnxNode) -> Result:
 
 def _microsoft() -> dict[str, Rule]:
     rules: dict[str, Rule] = {
+        "DynamicQuantizeMatMul": _dynamic_matmul,
+        "MatMulIntegerToFloat": _to_float,
         "QGemm": _qgemm,
         "QLinearAdd": _elementwise("add"),
         "QLinearAveragePool": _unary("AveragePool", ("channels_last",)),

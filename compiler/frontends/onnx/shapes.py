@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...errors import InputError, ModelError, UnsupportedError
+from .bare import infer
 from .dimensions import (
     dimension_names,
     named_sizes,
@@ -133,7 +134,7 @@ def _infer(model: Any, label: str) -> None:
             own = {(function.domain, function.name) for function in model.functions}
             others = (node for node in model.graph.node if (node.domain, node.op_type) not in own)
             strict = not any(map(is_foreign, others))
-            inferred = onnx.shape_inference.infer_shapes(model, strict_mode=strict)
+            infer(model, strict=strict)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         sizes = "; ".join(
             f"{v.name} [{', '.join(str(d.dim_value) for d in v.type.tensor_type.shape.dim)}]"
@@ -141,9 +142,6 @@ def _infer(model: Any, label: str) -> None:
         )
         what = re.sub(r"\[\w+Error\] ", "", first_line(error)).removeprefix("Inference error(s): ")
         raise ModelError(f"{label}: shapes or types do not fit, with inputs {sizes}: {what}") from None
-    for node, op in zip(inferred.graph.node, [node.op_type for node in model.graph.node], strict=True):
-        node.op_type = op
-    model.CopyFrom(inferred)
 
 
 @contextmanager
@@ -151,11 +149,15 @@ def _broken_inference_hidden(graph: Any) -> Iterator[None]:
     """onnx cannot infer the type of a MeanVarianceNormalization, which is that of its input: its definition
     as a function does not pass onnx's own checks. While types are inferred it stands as an Identity.
     """
-    hidden = [node for node in graph.node if node.op_type == "MeanVarianceNormalization" and not node.domain]
-    for node in hidden:
-        node.op_type = "Identity"
+    hidden = [
+        i
+        for i, node in enumerate(graph.node)
+        if node.op_type == "MeanVarianceNormalization" and not node.domain
+    ]
+    for i in hidden:
+        graph.node[i].op_type = "Identity"
     try:
         yield
     finally:
-        for node in hidden:
-            node.op_type = "MeanVarianceNormalization"
+        for i in hidden:
+            graph.node[i].op_type = "MeanVarianceNormalization"

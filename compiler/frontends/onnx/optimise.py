@@ -1,0 +1,69 @@
+"""onnxscript's optimizer on a model, whose large weights it gives apart."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ...errors import ModelError
+from ...ir import DTYPES
+from .bare import LARGE
+from .fold import stays
+from .read import first_line
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """No warnings, and no log lines below errors from the named libraries: our errors say what matters."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for name in loggers:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def optimized(model: Any, label: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """Functions inlined, constants folded, dead nodes gone; and the large weights, which the model lacks."""
+    import onnx_ir
+    from onnxscript import optimizer
+
+    try:
+        with quiet("onnxscript", "onnx_ir"):
+            ir_model = onnx_ir.serde.deserialize_model(model)
+            optimizer.optimize_ir(ir_model, should_fold=lambda node: False if stays(node) else None)
+            weights = {name: _taken(value) for name, value in _large(ir_model.graph)}
+            return onnx_ir.serde.serialize_model(ir_model), weights
+    except Exception as error:
+        # Foreign code on a foreign file, whatever it stumbles over: the file is what a user can change.
+        raise ModelError(f"{label}: the model cannot be simplified: {first_line(error)}") from error
+
+
+def _large(graph: Any) -> list[tuple[str, Any]]:
+    """(name, onnx_ir value) of initializers of many bytes whose elements numpy has."""
+    kinds = {name.upper() for name in DTYPES}
+    known = [(name, value) for name, value in graph.initializers.items() if value.const_value is not None]
+    return [
+        (name, value)
+        for name, value in known
+        if value.const_value.nbytes >= LARGE
+        and value.const_value.dtype.name in (kinds | {"FLOAT", "DOUBLE", "FLOAT16"})
+    ]
+
+
+def _taken(value: Any) -> np.ndarray:
+    """The numbers of an initializer, which has none from then on."""
+    import onnx_ir
+
+    array = np.asarray(value.const_value.numpy())
+    value.const_value = onnx_ir.tensor(np.zeros(0, array.dtype), name=value.name)
+    return array.astype(np.float32) if array.dtype == np.float16 else array
