@@ -57,6 +57,10 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
 CODED_ACTIVATIONS = ("int8:token", "int8:group", "float32")
 """What a layer whose weights are codes reads; the first needs no mention in a choice."""
 
+TABLE_INT8, LARGE_TABLE, LONG_ROW = "int8:channel", 2**16, 64
+"""What tables of so many numbers, in rows of so many, become where every layer is int8: elsewhere the scales
+would weigh more than they save."""
+
 METHODS = ("minmax", "percentile", "mse")
 """Ways to choose the range of a value from what calibration saw of it."""
 
@@ -96,7 +100,7 @@ class Plan:
         """The plan that makes every layer of the graph `choice`: "int8", "float32", "bfloat16" or a weight
         format. The last two are for tables too; a weight format not for convolutions, bfloat16 not for
         depthwise ones: these stay float32. Layers whose model came with int8 weights are "int8" in every
-        plan.
+        plan; large tables are then rows of int8, each with a scale.
         """
         choice = _checked_choice("every layer", choice)
         free = {node.name: node for node in free_layers_of(graph)}
@@ -105,6 +109,8 @@ class Plan:
             unfit = (node for node in free.values() if not fits(graph, node, choice))
             layers |= {node.name: "float32" for node in unfit}
             layers |= {node.name: choice for node in tables_of(graph)}
+        elif choice == "int8":
+            layers |= {node.name: TABLE_INT8 for node in tables_of(graph) if _is_large(graph, node)}
         return Plan(graph.name, layers, calibration or Calibration())
 
     def choice(self, layer: str) -> str:
@@ -221,6 +227,11 @@ def tables_of(graph: Graph) -> tuple[Node, ...]:
             kind = graph.type_of(node.inputs[0])
             found += [node] if kind.dtype == "float32" and len(kind.shape) == 2 and kind.size else []
     return tuple(found)
+
+
+def _is_large(graph: Graph, table: Node) -> bool:
+    kind = graph.type_of(table.inputs[0])
+    return kind.size >= LARGE_TABLE and kind.shape[1] >= LONG_ROW
 
 
 _UNFIT = {

@@ -35,6 +35,19 @@ def test_layers_have_weights_that_are_parameters(graph):
     assert layers_of(b.finish([y])) == ()
 
 
+@pytest.mark.parametrize(
+    ("rows", "length", "choice"), [(1024, 64, "int8:channel"), (1023, 64, None), (4096, 32, None)]
+)
+def test_large_tables_are_int8_where_every_layer_is(rows, length, choice):
+    """Scales of short rows would weigh more than they save."""
+    b = GraphBuilder("text")
+    table = b.param("table", np.ones((rows, length), np.float32))
+    h = b.add("gather", [table, b.input("tokens", (2,), "int64")], name="embed", axis=0)
+    graph = b.finish([b.add("linear", [h, b.param("w", np.ones((3, length), np.float32))], name="head")])
+    assert Plan.uniform(graph, "int8").layers.get("embed") == choice
+    assert "embed" not in Plan.uniform(graph, "float32").layers
+
+
 def test_uniform_and_with_choice(graph):
     plan = Plan.uniform(graph, "int8")
     assert dict(plan.layers) == {"stem.conv": "int8", "block/expand": "int8", "head": "int8"}
