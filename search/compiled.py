@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from ..compiler.measure import (
     measure_latency,
     quality,
 )
-from ..compiler.plan import Plan, free_layers_of
+from ..compiler.plan import Plan, fits, free_layers_of
 from ..passes.apply_plan import apply_plan
 from ..passes.quantise import Memo
 from .costs import cost_table
@@ -47,6 +47,10 @@ LATENCY_FEEDS = 4  # inputs that timed runs take in turn
 ENOUGH_NOISE = 0.002  # relative standard error at which timing stops early
 PROFILE_REPEATS = 30
 PLANS_KEPT = 4
+MUST_TAKE = 0.97  # of its time in float32, at most, for a layer to become bfloat16
+SMALLEST_MAY_TAKE = 1.25  # the same where size is what counts
+STREAMED_BYTES = 1 << 19  # of float32 weights that no cache near the core keeps
+FEW_USES = 4  # of each weight in a run: fetching it takes longer than multiplying
 
 
 @dataclass
@@ -136,6 +140,22 @@ class CompiledEvaluator:
     def predict(self, plan: Plan) -> float:
         return sum(self._kernel_times(self.planned(plan)).values())
 
+    def narrowed(self, plan: Plan, smallest: bool) -> Plan | None:
+        hopeful = {
+            x.name: "bfloat16"
+            for x in self.layers
+            if plan.choice(x.name) == "float32"
+            and fits(self.graph, self.graph.node(x.name), "bfloat16")
+            and (smallest or self.target.multiplies_bfloat16 or _streams_weights(x))
+        }
+        if not hopeful:
+            return None
+        before = self._kernel_times(self.planned(plan))
+        after = self._kernel_times(self.planned(replace(plan, layers={**plan.layers, **hopeful})))
+        most = SMALLEST_MAY_TAKE if smallest else MUST_TAKE
+        gained = {x: choice for x, choice in hopeful.items() if after[x] <= most * before[x]}
+        return replace(plan, layers={**plan.layers, **gained}) if gained else None
+
     def _kernel_times(self, planned: Graph) -> Mapping[str, float]:
         from ..targets.latency import kernel_times
 
@@ -205,6 +225,11 @@ class CompiledEvaluator:
     def save(self, plan: Plan, path: Path, ledger: tuple[LedgerRow, ...]) -> int:
         with self._compile(plan, path, ledger) as artifact:
             return artifact.size_bytes
+
+
+def _streams_weights(layer: Layer) -> bool:
+    """Whether fetching its weights binds it, so that half the bytes take less time on any chip."""
+    return 4 * layer.weights >= STREAMED_BYTES and layer.macs <= FEW_USES * layer.weights
 
 
 def _describe(graph: Graph, node: Node) -> Layer:

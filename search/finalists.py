@@ -5,12 +5,14 @@
 allocation is
    solved again with these times, where only layers that are int8 now may be; what it takes back makes one
    more finalist.
-3. All are timed in turns with the float baseline in one run, and judged on the search samples and the
+3. The fastest, gated or not, once more with bfloat16 where its float32 layers gain by that (on chips that
+multiply it, in layers that wait for their weights, or where size is what counts).
+4. All are timed in turns with the float baseline in one run, and judged on the search samples and the
 held-out
    ones together. The baseline's median in this run turns all ratios into microseconds from here on. If that
    changes which trials meet a bound in milliseconds, and so the finalists, these are taken in and all are
    timed once more.
-4. `choose` names the winner. The baselines take part: nothing slower than them can win.
+5. `choose` names the winner. The baselines take part: nothing slower than them can win.
 """
 
 from __future__ import annotations
@@ -108,13 +110,26 @@ class Final:
         self._chosen += fresh
         gated = fastest_first(self.session, [c for c in fresh if c.feasible])[:GATED]
         float_us = self._layer_times(FLOAT) if gated else {}
+        gentle = []
         for candidate in gated:
             gentler = self._gate(candidate, float_us)
             if gentler is not None and all(gentler.int8_layers != c.int8_layers for c in self._chosen):
                 self._build(gentler)
                 self._chosen.append(gentler)
                 self._reverted[gentler.name] = candidate.int8_layers - gentler.int8_layers
+                gentle.append(gentler)
+        for candidate in (*gated[:1], *gentle[:1]):
+            self._add_narrowed(candidate)
         return len(fresh)
+
+    def _add_narrowed(self, candidate: Candidate) -> None:
+        """The candidate with bfloat16 layers, if any pay."""
+        smallest = primary(self.session.settings.objectives) == "size"
+        plan = self.session.evaluator.narrowed(candidate.plan, smallest)
+        if plan is not None:
+            narrow = replace(candidate, name=f"{candidate.name}-bfloat16", plan=plan, origin="finalist")
+            self._build(narrow)
+            self._chosen.append(narrow)
 
     def _build(self, candidate: Candidate) -> None:
         if candidate.name == FLOAT:

@@ -53,13 +53,15 @@ def ledger_of(layers: Sequence[Layer], evidence: Evidence) -> tuple[LedgerRow, .
 def _row(layer: Layer, evidence: Evidence, chosen: Mapping[str, float], share: float | None) -> LedgerRow:
     name = layer.name
     int8 = name in evidence.int8
-    stored = layer.int8_bytes if int8 else layer.float_bytes
-    problem = evidence.problem
+    narrow = evidence.verdict.best.plan.choice(name) == "bfloat16"
+    stored = layer.int8_bytes if int8 else layer.float_bytes - 2 * layer.weights * narrow
+    problem = None if narrow else evidence.problem  # whose tables are of the other two
+    why = _why_int8(name, evidence) if int8 else _why_float(name, evidence, share)
     return LedgerRow(
         layer=name,
         op=layer.op,
         shape=layer.shape,
-        choice="int8" if int8 else "float32",
+        choice=evidence.verdict.best.plan.choice(name),
         bits=8 * stored / max(1, layer.weights),
         weight_bytes=stored,
         float_bytes=layer.float_bytes,
@@ -67,8 +69,13 @@ def _row(layer: Layer, evidence: Evidence, chosen: Mapping[str, float], share: f
         predicted_us=None if problem is None else (problem.int8_us if int8 else problem.float_us)[name],
         measured_us=evidence.verdict.best_us.get(name),
         error_share=chosen.get(name, 0.0) if evidence.sensitivity else None,
-        reason=_why_int8(name, evidence) if int8 else _why_float(name, evidence, share),
+        reason=_why_bfloat16(name, evidence) if narrow else why,
     )
+
+
+def _why_bfloat16(name: str, evidence: Evidence) -> str:
+    before, after = evidence.verdict.float_us[name], evidence.verdict.best_us[name]
+    return f"bfloat16: half the size of float32, {_us(before)} -> {_us(after)} here"
 
 
 def _why_int8(name: str, evidence: Evidence) -> str:

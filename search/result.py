@@ -26,7 +26,7 @@ ORIGINS = ("baseline", "allocation", "optuna", "finalist")
 class Candidate:
     """One plan, compiled and measured.
 
-    name           "float32", "int8", "trial-7", or "trial-7-reverted"
+    name           "float32", "int8", "trial-7", "trial-7-reverted", or one of these with "-bfloat16"
     quality        against the float baseline; of trials on the search samples, of finalists on all
                    evaluation samples
     latency        of trials and finalists, each in turns with the float baseline
@@ -35,7 +35,7 @@ class Candidate:
     size_bytes     of the artifact on disk
     predicted_us   sum of the kernel table for this plan, one thread; None when it was not asked for
     feasible       meets every constraint, with the margin of objectives.py
-    origin         "baseline", "allocation", "optuna", or "finalist" (the reverted form of one)
+    origin         "baseline", "allocation", "optuna", or "finalist" (another form of one)
     artifact       directory of the compiled artifact, None when it was not kept
     """
 

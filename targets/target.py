@@ -29,6 +29,11 @@ class Target:
         """int8 products are faster where weights keep the bound of passes/pair_bound.py."""
         return bool(self.isa.pair_dot)
 
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """It has an instruction for products of bfloat16 numbers; others widen them."""
+        return self.isa.bf16 == "bf16dot"
+
     @cached_property
     def runs_here(self) -> bool:
         """Kernels for it can be measured on this machine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ class Synthetic:
     conversion_us: float = 1.0
     samples: int = 100
     noise: float = 0.0
+    bfloat16: float = 0.0  # of a layer's time in float32; 0: the chip gains nothing by it
     delay: float = 0.0
     identity: Mapping[str, str] = field(default_factory=lambda: {"graph": "synthetic", "target": "formula"})
     notes: tuple[str, ...] = ()
@@ -97,11 +98,19 @@ class Synthetic:
     def costs(self, progress) -> CostTable:
         return CostTable(self.float_us, self.int8_us, self.edges)
 
+    def one_us(self, plan: Plan, name: str) -> float:
+        factor = {"float32": 1.0, "bfloat16": self.bfloat16}
+        choice = plan.choice(name)
+        return self.int8_us[name] if choice == "int8" else factor[choice] * self.float_us[name]
+
+    def narrowed(self, plan: Plan, smallest: bool) -> Plan | None:
+        self.log.append(("narrowed", smallest))
+        found = {x: "bfloat16" for x, choice in plan.layers.items() if choice == "float32"}
+        return replace(plan, layers={**plan.layers, **found}) if self.bfloat16 and found else None
+
     def predict(self, plan: Plan) -> float:
         bits = self.int8(plan)
-        us = sum(
-            (self.int8_us if b else self.float_us)[x.name] for x, b in zip(self.layers, bits, strict=True)
-        )
+        us = sum(self.one_us(plan, x.name) for x in self.layers)
         return us + self.conversion_us * sum(a != b for a, b in zip(bits, bits[1:], strict=False))
 
     def build(self, plan: Plan) -> SyntheticBuild:
@@ -109,6 +118,7 @@ class Synthetic:
         time.sleep(self.delay)
         bits = self.int8(plan)
         weights = sum(x.int8_bytes if b else x.float_bytes for x, b in zip(self.layers, bits, strict=True))
+        weights -= sum(2 * x.weights for x in self.layers if plan.choice(x.name) == "bfloat16")
         self.built.append(SyntheticBuild(plan, 20_000 + weights))
         return self.built[-1]
 
@@ -134,7 +144,7 @@ class Synthetic:
     def layer_times(self, built: SyntheticBuild) -> dict[str, float]:
         bits = self.int8(built.plan)
         return {
-            x.name: self.int8_us[x.name] + self.overhead_us if b else self.float_us[x.name]
+            x.name: self.one_us(built.plan, x.name) + self.overhead_us * b
             for x, b in zip(self.layers, bits, strict=True)
         }
 

@@ -9,13 +9,16 @@ from bitsmith.compiler.artifact import open as open_artifact
 from bitsmith.compiler.builder import GraphBuilder
 from bitsmith.compiler.database import Database
 from bitsmith.compiler.errors import InputError, TargetError
+from bitsmith.compiler.machine import this_machine
 from bitsmith.compiler.measure import measure_memory, quality
 from bitsmith.compiler.pipeline import diff
 from bitsmith.compiler.plan import Plan, layers_of
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.prepare import prepare
 from bitsmith.search import ranges
+from bitsmith.search.compiled import CompiledEvaluator
 from bitsmith.search.data import split
+from bitsmith.search.evaluator import Names
 from bitsmith.search.ranges import stored_ranges
 from bitsmith.search.result import SearchResult
 from bitsmith.search.run import search
@@ -117,9 +120,10 @@ def test_the_ledger_counts_what_the_planned_graph_stores(found):
     for row in result.ledger:
         weights = graph.params[graph.node(row.layer).inputs[1]]
         extra = 8 * len(weights) if row.choice == "int8" else 0
-        least = weights.size * (1 if row.choice == "int8" else 4)
+        least = weights.size * {"int8": 1, "bfloat16": 2, "float32": 4}[row.choice]
         assert least <= row.weight_bytes <= least + max(extra, 4 * len(weights))
-        assert row.measured_us > 0 and row.predicted_us > 0 and row.reason.startswith(row.choice)
+        assert row.measured_us > 0 and row.reason.startswith(row.choice)
+        assert row.choice == "bfloat16" or row.predicted_us > 0
 
 
 def test_kernel_times_are_taken_from_the_database(found, samples, monkeypatch):
@@ -143,6 +147,46 @@ def test_kernel_times_are_taken_from_the_database(found, samples, monkeypatch):
         (c.plan, c.quality, c.latency) for c in first.trials
     ]
     assert Database(place / "times.db").count() == before
+
+
+def evaluator_of(graph, target, place, samples):
+    chip, prepared, data = TARGETS[target], prepare(graph), split(graph, samples, None, None)
+    names = Names(graph.name, graph.content_hash, chip.name, chip.fingerprint, this_machine())
+    base = stored_ranges(prepared, data, None, lambda stage, done, total: None)
+    return CompiledEvaluator(prepared, base, chip, data, names, {}, Database(place / "times.db"))
+
+
+def network_with_a_large_head():
+    b = GraphBuilder("large")
+    w = np.ones((24, 3, 3, 3), np.float32)
+    y = b.add("conv2d", [b.input("x", (1, 3, 16, 16)), b.param("w0", w)], name="stem", pads=(1, 1, 1, 1))
+    y = b.add("conv2d", [y, b.param("w1", np.ones((24, 1, 3, 3), np.float32))], name="alone", groups=24)
+    mean = b.add("reduce_mean", [y], axes=(2, 3), keepdims=False)
+    y = b.add("linear", [mean, b.param("w2", np.ones((8192, 24), np.float32))], name="head")
+    return b.finish([b.add("linear", [y, b.param("w3", np.ones((5, 8192), np.float32))], name="last")])
+
+
+@pytest.mark.parametrize(
+    ("target", "smallest", "slower", "expected"),
+    [
+        ("x86-64-avx2", False, {}, {"head"}),  # the others' weights stay in the cache
+        ("x86-64-avx2", False, {"head": 1.0}, set()),
+        ("x86-64-avx512-bf16", False, {}, {"stem", "head", "last"}),  # never the depthwise one
+        ("x86-64-avx512-bf16", False, {"stem": 0.98}, {"head", "last"}),
+        ("x86-64-avx2", True, {"last": 1.2, "stem": 1.3}, {"head", "last"}),
+    ],
+)
+def test_layers_become_bfloat16_where_that_pays(target, smallest, slower, expected, samples, tmp_path):
+    """`slower`: what a layer takes in bfloat16 of its time in float32; 0.5 for the others."""
+    evaluator = evaluator_of(network_with_a_large_head(), target, tmp_path, samples[:8])
+
+    def times(planned):
+        narrow = {n.name for n in layers_of(planned) if planned.type_of(n.inputs[1]).dtype == "bfloat16"}
+        return {n.name: slower.get(n.name, 0.5) if n.name in narrow else 1.0 for n in planned.nodes}
+
+    evaluator._kernel_times = times
+    plan = evaluator.narrowed(evaluator.base_plan, smallest)
+    assert {x for x, choice in (plan.layers if plan else {}).items() if choice == "bfloat16"} == expected
 
 
 def test_its_memory_can_be_measured(found):

@@ -113,6 +113,29 @@ def test_the_gate_takes_back_layers_that_do_not_pay_inside_the_network():
     assert "did not pay inside the network" in lost.reason
 
 
+def test_what_stays_float_becomes_bfloat16_where_the_chip_gains():
+    """Every fifth layer is slower in int8; in bfloat16 it takes 0.6 of float32's time."""
+    network = Synthetic(count=10, conversion_us=0.1, bfloat16=0.6)
+    result = run_search(network, asked("kl<=10"))
+    rows = {row.layer: row for row in result.ledger}
+    assert [row.choice for row in rows.values()] == (["int8"] * 4 + ["bfloat16"]) * 2
+    assert result.best.name.endswith("-bfloat16") and result.best.origin == "finalist"
+    assert network.true_us(result.best.plan) == pytest.approx(
+        sum(us * (0.6 if i % 5 == 4 else 0.5) for i, us in enumerate(network.float_us.values())) + 0.3
+    )
+    assert rows["layer4"].weight_bytes == 4064 - 2000 and "bfloat16: half the size" in rows["layer4"].reason
+    assert SearchResult.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False))) == result
+
+
+def test_bfloat16_that_takes_longer_does_not_win_unless_size_counts():
+    network = Synthetic(count=10, conversion_us=0.1, bfloat16=1.2)
+    fast = run_search(network, asked("kl<=10"))
+    assert {row.choice for row in fast.ledger} == {"int8", "float32"}
+    small = run_search(network, asked("kl<=0.003", objectives=("size", "quality")))
+    assert {row.choice for row in small.ledger} == {"int8", "bfloat16"}
+    assert ("narrowed", True) in network.log and ("narrowed", False) in network.log
+
+
 def test_the_winner_is_chosen_on_samples_that_the_trials_did_not_see():
     class Optimistic(Synthetic):
         def quality(self, built, part):
