@@ -94,7 +94,7 @@ def test_a_wrong_command_line_is_a_usage_error(words):
 def test_inspect_a_model(bitsmith):
     code, out, err = bitsmith("inspect", "net.onnx", "--shape", "batch=1")
     assert (code, err) == (0, "")
-    for word in (*LAYERS, "24x16x1x1", "float32, int8"):
+    for word in (*LAYERS, "24x16x1x1", "float32, bfloat16, int8"):
         assert word in out
     code, out, err = bitsmith("inspect", "net.onnx", "--shape", "image=1x3x16x16", "--json")
     data = json.loads(out)
@@ -155,6 +155,20 @@ def test_calibration_comes_in_every_form(bitsmith, home, form):
         assert (code, err) == (0, "")
     with open(home / "from_array") as one, open(home / "from_form") as other:
         assert one.manifest.files == other.manifest.files
+
+
+def test_uniform_bfloat16_needs_no_samples(bitsmith, home):
+    words = ("compile", "net.onnx", "--shape", "batch=1", "--uniform", "bfloat16")
+    code, out, err = bitsmith(*words, "-o", "narrow", "--json", "--quiet")
+    assert (code, err) == (0, "")
+    ledger = json.loads(out)["artifact"]["ledger"]
+    assert {row["choice"] for row in ledger} <= {"bfloat16", "float32"}
+    assert sum(row["weight_bytes"] for row in ledger if row["choice"] == "bfloat16") > 0
+    image = samples(1, seed=9)
+    expected = truth(home / "net.onnx", image)
+    with open(home / "narrow") as artifact:
+        (got,) = artifact.run(image).values()
+    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_run_equals_onnx_runtime(bitsmith, home):
