@@ -19,16 +19,14 @@ from pathlib import Path
 
 import bitsmith
 from bitsmith.compiler.cli.output import Output
-from bitsmith.compiler.formats import format_of
 from bitsmith.compiler.frontends.language.model import LanguageModel
 from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.pipeline import cross_compile, search_bits
-from bitsmith.compiler.pipeline.bit_searching import text_windows
+from bitsmith.compiler.pipeline.coding import TOKENS
 from bitsmith.compiler.pipeline.speeds import speeds
 from bitsmith.compiler.plan import Plan
-from bitsmith.passes.encode_layers import encode_layers
 from bitsmith.passes.layer_coder import METHODS, EncodeOptions
-from bitsmith.search.bits.units import formats_by_layer, plan_of, units_of
+from bitsmith.search.bits.units import units_of
 from comparison import console
 from packages import package_folder
 
@@ -90,8 +88,7 @@ class Maker:
         self, model: LanguageModel, text: str, place: Path, encode: EncodeOptions, trials: int
     ) -> None:
         self.model, self.text, self.place, self.encode, self.trials = model, text, place, encode, trials
-        self.runs = text_windows(model, text, 4096)[0]
-        self.graph = model.graph_whole(len(self.runs[0]["tokens"]))
+        self.graph = model.graph_whole(1)
 
     def made(self, form: str) -> Path:
         """The artifact of a form: compiled now, or earlier."""
@@ -107,19 +104,16 @@ class Maker:
             return self._uniform(form, place, progress)
 
     def _uniform(self, form: str, place: Path, progress: Callable[[str, int, int], None]) -> Path:
-        units = units_of(self.graph)
-        choices = {unit.name: format_of(form) for unit in units}
-        codes = encode_layers(
-            self.graph,
-            formats_by_layer(units, choices),
-            None if self.encode.method == "round" else self.runs,
-            self.encode,
-            folder=place.with_suffix(".codes"),
-            progress=lambda done, total, layer: progress("coding weights", done, total),
+        return cross_compile(
+            self.model,
+            place,
+            target="host",
+            plan=Plan.uniform(self.model.graph(1, 1), form),
+            calibration=self.text,
+            method=self.encode.method,
+            kept=place.with_suffix(".codes"),
+            progress=progress,
         )
-        coded = {layer: each.coded for layer, each in codes}
-        plan = plan_of(self.graph, units, choices)
-        return cross_compile(self.model, place, target="host", plan=plan, coded=coded, progress=progress)
 
     def _searched(self, bits: float, place: Path, progress: Callable[[str, int, int], None]) -> Path:
         """All searches share one folder, and with it the table of losses and all measured plans."""
@@ -129,6 +123,7 @@ class Maker:
             calibration=self.text,
             constraints=[f"bits<={bits}"],
             trials=self.trials,
+            tokens=TOKENS,
             encode=self.encode,
             progress=progress,
         )

@@ -11,6 +11,8 @@ from bitsmith.compiler.cli import main
 from bitsmith.compiler.errors import ConstraintError, InputError
 from bitsmith.compiler.formats import decode, encode, format_of
 from bitsmith.compiler.pipeline.bit_searching import search_bits, text_windows
+from bitsmith.compiler.pipeline.decode_times import DecodeTimes, decode_times
+from bitsmith.compiler.pipeline.speeds import Speed
 from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.layer_coder import EncodeOptions
@@ -216,8 +218,7 @@ def test_trials_keep_the_bound_and_find_less_than_uniform(graph, judge):
     assert len({tuple(t.choices.items()) for t in found.trials}) == len(found.trials) > 2
     assert all(t.bytes <= uniform.bytes for t in drawn)
     assert best.kl == min(t.kl for t in found.trials) < uniform.kl
-    with pytest.raises(InputError, match="at least"):
-        found.within(100, 1)
+    assert found.within(100, 1) is None
 
 
 def test_the_smallest_plan_below_a_kl(graph, judge):
@@ -283,6 +284,53 @@ def test_a_search_goes_on(checkpoint, result):
         searched(checkpoint, out, seed=9)
 
 
+def test_room_that_no_format_fits_in(checkpoint, tmp_path):
+    with pytest.raises(InputError, match="take at least"):
+        searched(checkpoint, tmp_path, constraint="bits<=1.5")
+
+
+class Slow:
+    """Speeds of an artifact that takes `slower` times as long as its layers together."""
+
+    def __init__(self, times, slower, model):
+        self.times, self.slower, self.model = times, slower, model
+
+    def __call__(self, artifacts, threads):
+        ((name, artifact),) = artifacts.items()
+        coded = Plan.from_json(dict(artifact.plan)).coded
+        found = self.times.total({unit: coded[unit][0] for unit in self.times.units})
+        return (Speed(name, threads[0], 1, 1, 1.0, 1e9 / (found * self.slower)),)
+
+
+@pytest.mark.parametrize(("share", "slower", "met"), [(0.6, 1.0, True), (0.6, 1.2, True), (0.01, 1.0, False)])
+def test_a_bound_on_speed(checkpoint, tmp_path, monkeypatch, share, slower, met):
+    """A unit takes as many nanoseconds as its codes bytes; the limit lies a share of the way up."""
+    model = pipeline.load(checkpoint[0], context=64)
+    units = units_of(model.graph_whole(64))
+    times = DecodeTimes({u.name: {format_of(n): u.bytes(format_of(n)) for n in NAMES} for u in units}, 500)
+    ends = [times.total(dict.fromkeys(times.units, format_of(name))) for name in (NAMES[0], NAMES[-1])]
+    limit = 1e9 / (min(ends) + share * (max(ends) - min(ends))) if met else 2e9 / min(ends)
+    monkeypatch.setattr("bitsmith.compiler.pipeline.bit_searching.decode_times", lambda *rest: times)
+    monkeypatch.setattr("bitsmith.compiler.pipeline.bit_searching.speeds", Slow(times, slower, model))
+    found = searched(checkpoint, tmp_path, constraint=f"decode>={limit:.6f}tok/s", trials=2)
+    assert found.met == met and (found.decode >= limit) == met
+    chosen = {unit: found.plan.coded[unit][0] for unit in times.units}
+    assert found.decode == pytest.approx(1e9 / (times.total(chosen) * slower))
+    if not met:
+        assert times.total(chosen) == min(ends)
+
+
+def test_times_are_measured_once_for_a_machine(checkpoint, tmp_path, monkeypatch):
+    model = pipeline.load(checkpoint[0], context=64)
+    units = units_of(model.graph_whole(64))
+    formats = [format_of(name) for name in NAMES[:2]]
+    found = decode_times(model, units, formats, tmp_path, lambda *stage: None)
+    assert found.rest > 0 and all(min(times.values()) > 0 for times in found.units.values())
+    assert set(found.units) == {unit.name for unit in units}
+    monkeypatch.setattr("bitsmith.compiler.pipeline.decode_times.compile", None)
+    assert decode_times(model, units, formats, tmp_path, lambda *stage: None) == found
+
+
 def test_damaged_memories_are_refused(checkpoint, result, tmp_path):
     _, out = result
     for name in ("trials.json", "table.npz"):
@@ -313,6 +361,7 @@ def test_windows_for_tables_and_for_judging_are_apart(checkpoint):
         (["size<=0.3x"], "size", 0.3),
         (["bits <= 3.5"], "bits", 3.5),
         (["kl<=0.02"], "kl", 0.02),
+        (["decode >= 200 tok/s"], "decode", 200),
     ],
 )
 def test_bounds(texts, kind, limit):
@@ -321,7 +370,17 @@ def test_bounds(texts, kind, limit):
 
 
 @pytest.mark.parametrize(
-    "texts", [[], ["kl<=1", "bits<=3"], ["latency<=3ms"], ["bits<=99"], ["size<=3"], ["nonsense"]]
+    "texts",
+    [
+        [],
+        ["kl<=1", "bits<=3"],
+        ["latency<=3ms"],
+        ["bits<=99"],
+        ["size<=3"],
+        ["nonsense"],
+        ["decode>=20"],
+        ["decode<=9tok/s"],
+    ],
 )
 def test_bounds_that_are_none(texts):
     with pytest.raises(InputError):

@@ -19,6 +19,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bitsmith search model.onnx -o found --calibration samples.npy --constraint 'agreement>=0.98'",
         "bitsmith search model.onnx -o found -c samples.npy -e others.npy --constraint 'latency<=3ms'",
         "bitsmith search model.gguf -o found --calibration text.txt --constraint 'size<=60MB'",
+        "bitsmith search model.gguf -o found --calibration text.txt --constraint 'decode>=200tok/s'",
     ),
     "run": (
         "bitsmith run model.bitsmith picture.npy",

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..artifact import check_replaceable, read_manifest
+from ..artifact import check_replaceable, open, read_manifest
 from ..artifact.manifest import MANIFEST
+from ..errors import TargetError
 from ..files import write_whole
 from ..formats import decode, format_of
 from ..frontends.language.model import LanguageModel
 from ..plan import Plan
 from .coding import text_runs
+from .decode_times import decode_times
 from .models import Progress, cross_compile
+from .speeds import speeds
 
 if TYPE_CHECKING:
     from ...passes.layer_coder import EncodeOptions
@@ -37,7 +40,7 @@ BEST, PLAN_FILE, RESULT_FILE, CODES = "best", "plan.json", "search.json", "codes
 LIBRARY_BYTES = 1_000_000
 """Of model.so and manifest.json, before they are known."""
 ROUNDS = 3
-"""Times that a plan is made again because its artifact is larger than was thought."""
+"""Times that a plan is made again because its artifact is larger or slower than was thought."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class BitPoint:
 @dataclass(frozen=True)
 class BitSearchResult:
     """`best` of `points`; `kl`: of its codes as they are in the artifact, None where nothing was coded.
-    `met`: whether the bound is kept; `size_bytes` of the artifact; `went_on`: trials of an earlier run.
+    `met`: whether the bound is kept; `decode`: single tokens per second of the artifact, one thread, None
+    where the bound is another; `size_bytes` of the artifact; `went_on`: trials of an earlier run.
     """
 
     model: str
@@ -66,6 +70,7 @@ class BitSearchResult:
     kl: float
     size_bytes: int
     judged_tokens: int
+    decode: float | None
     went_on: int
     front: tuple[BitPoint, ...]
     points: tuple[BitPoint, ...]
@@ -112,6 +117,8 @@ def search_bits(
     from ...passes.layer_coder import EncodeOptions
     from ...search.bits.bounds import parse_bound
     from ...search.bits.search import BitSearch, BitSettings
+    from ...search.bits.units import units_of
+    from ...targets.target import resolve
 
     place, report = Path(out), progress or (lambda stage, done, total: None)
     settings = BitSettings(
@@ -120,7 +127,12 @@ def search_bits(
     check_replaceable(place / BEST)
     table_runs, judge_runs = text_windows(model, calibration, tokens)
     graph = model.graph_whole(len(table_runs[0]["tokens"]))
-    search = BitSearch(graph, table_runs, judge_runs, settings, place, report)
+    times = None
+    if settings.bound.kind == "decode":
+        if not resolve(target).runs_here:
+            raise TargetError(f"this machine cannot time code for {target}: give a bound on size, bits or KL")
+        times = decode_times(model, units_of(graph), settings.formats, place, report)
+    search = BitSearch(graph, table_runs, judge_runs, settings, place, report, times)
     return _Finish(model, search, table_runs, encode or EncodeOptions(), place, target, report).result()
 
 
@@ -155,17 +167,28 @@ class _Finish:
         in_float = float_bytes_of(graph)
         tokenizer = len((self.model.tokenizer or "").encode())
         others = uncoded_bytes(graph, search.units) + LIBRARY_BYTES + tokenizer
+        slower, decode = 1.0, None
         for _ in range(ROUNDS):
-            found = search.best(others, in_float)
-            best = found or min(search.explorer.trials, key=lambda t: t.kl)
+            found = search.best(others, in_float, slower)
+            best = found or search.closest
             kl = self._built(best)
             size = self._size()
             fits = bound.kind != "size" or size <= bound.limit * (in_float if bound.relative else 1)
-            if fits:
+            if search.times is not None:
+                decode = self._decode()
+                fits = decode >= bound.limit
+                slower = max(slower, 1e9 / decode / (search.times.rest + search.explorer.cost(best.choices)))
+            if fits or found is None:
                 break
             others = size - best.bytes
         met = found is not None and fits and (bound.kind != "kl" or kl <= bound.limit)
-        return self._written(best, kl, size, met)
+        return self._written(best, kl, size, met, decode)
+
+    def _decode(self) -> float:
+        """Tokens per second of the artifact, one thread."""
+        with open(self.place / BEST) as artifact:
+            (speed,) = speeds({BEST: artifact}, [1])
+        return speed.decode_per_second
 
     def _plan(self, best: Trial) -> Plan:
         from ...search.bits.units import plan_of
@@ -202,7 +225,7 @@ class _Finish:
         files = read_manifest(place).files.values()
         return sum(file.bytes for file in files) + (place / MANIFEST).stat().st_size
 
-    def _written(self, best: Trial, kl: float, size: int, met: bool) -> BitSearchResult:
+    def _written(self, best: Trial, kl: float, size: int, met: bool, decode: float | None) -> BitSearchResult:
         from ...search.bits.trials import pareto
 
         search, plan = self.search, self._plan(best)
@@ -218,6 +241,7 @@ class _Finish:
             kl=kl,
             size_bytes=size,
             judged_tokens=search.judge.tokens,
+            decode=decode,
             went_on=search.went_on,
             front=tuple(point[id(t)] for t in pareto(search.explorer.trials)),
             points=tuple(point.values()),

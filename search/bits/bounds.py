@@ -3,6 +3,7 @@
 size<=60MB    size<=0.3x (of the weights in float32)     the artifact on disk
 bits<=3.5                                                mean bits per coded weight, with all metadata
 kl<=0.02                                                 nats per token from the float model
+decode>=200tok/s                                         single tokens per second on this machine
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from ...compiler.errors import InputError
 from ..objectives import parse_constraint
 
-KINDS = ("size", "bits", "kl")
+KINDS = ("size", "bits", "kl", "decode")
 
 
 @dataclass(frozen=True)
 class BitBound:
-    """`limit`: bytes, a share of the float size (`relative`), bits, or nats."""
+    """`limit`: bytes, a share of the float size (`relative`), bits, nats, or tokens per second."""
 
     kind: str
     limit: float
@@ -37,7 +38,7 @@ class BitBound:
 
 def parse_bound(texts: Sequence[str]) -> BitBound:
     """The one bound of a search. Raises InputError for none, several, and what is not known."""
-    forms = "size<=60MB, size<=0.3x, bits<=3.5 or kl<=0.02"
+    forms = "size<=60MB, size<=0.3x, bits<=3.5, kl<=0.02 or decode>=200tok/s"
     if isinstance(texts, str) or len(texts) != 1:
         raise InputError(f"a search over a language model's weight formats needs one bound: {forms}")
     text = texts[0].replace(" ", "")
@@ -46,6 +47,12 @@ def parse_bound(texts: Sequence[str]) -> BitBound:
         if not 1 <= limit <= 16:
             raise InputError(f"bound {text!r}: {limit:g} bits are out of range, 1 to 16")
         return BitBound("bits", limit, False, text)
+    if match := re.fullmatch(r"decode>=([0-9]+(?:\.[0-9]+)?)tok/s", text):
+        if not float(match[1]):
+            raise InputError(f"bound {text!r}: give more than 0 tokens per second")
+        return BitBound("decode", float(match[1]), False, text)
+    if text.startswith("decode"):
+        raise InputError(f"bound {text!r}: speed is given as in decode>=200tok/s")
     if re.match(r"[a-z_]*", text)[0] not in KINDS:  # type: ignore[index]
         raise InputError(f"bound {text!r} is not for language models: give {forms}")
     found = parse_constraint(text)

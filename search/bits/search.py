@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -36,6 +37,16 @@ PROBE_BITS = 4
 """A table of measured KL is measured in the format that has about so many bits."""
 
 Report = Callable[[str, int, int], None]
+
+
+class Times(Protocol):
+    """Nanoseconds of one token: of each unit in each format, and of the rest."""
+
+    @property
+    def units(self) -> Mapping[str, Mapping[Format, int]]: ...
+
+    @property
+    def rest(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,9 @@ class BitSettings:
 
 
 class BitSearch:
-    """`graph` (one output, logits) runs on `table_runs` for the table, on `judge_runs` for the trials."""
+    """`graph` (one output, logits) runs on `table_runs` for the table, on `judge_runs` for the trials.
+    `times` of one token, for a bound on its speed.
+    """
 
     def __init__(
         self,
@@ -74,11 +87,13 @@ class BitSearch:
         settings: BitSettings,
         folder: Path | None,
         report: Report,
+        times: Times | None = None,
     ) -> None:
         self.graph, self.settings, self.report = graph, settings, report
         self.units: tuple[Unit, ...] = units_of(graph)
         self.memory = BitMemory(folder, _identity(graph, (table_runs, judge_runs), settings))
         self.went_on = len(self.memory.trials)
+        self.times = times
         self.judge = Judge(graph, judge_runs)
         self.table, self.importance = self._table(table_runs)
         self.weights = CodedWeights(graph, self.importance)
@@ -87,6 +102,7 @@ class BitSearch:
             self.units,
             self.table,
             self.weights,
+            costs=None if times is None else times.units,
             known=self.memory.trials,
             tell=self._heard,
             seed=settings.seed,
@@ -96,12 +112,33 @@ class BitSearch:
     def coded_weights(self) -> int:
         return sum(unit.weights for unit in self.units)
 
-    def best(self, other_bytes: int, float_bytes: int) -> Trial | None:
-        """The best plan within the bound, None when none is. `other_bytes`: of all that is not codes."""
+    def best(self, other_bytes: int, float_bytes: int, slower: float = 1.0) -> Trial | None:
+        """The best plan within the bound, None when none is. `other_bytes`: of all that is not codes;
+        `slower`: how many times as long as its layers together a token takes. Raises InputError for room that
+        no formats fit in.
+        """
         bound, count = self.settings.bound, self.settings.trials
         if bound.kind == "kl":
             return self.explorer.below(bound.limit, count)
-        return self.explorer.within(bound.bytes(self.coded_weights, float_bytes, other_bytes), count)
+        if self.times is not None:
+            room = math.floor(1e9 / bound.limit / slower) - self.times.rest
+            return self.explorer.within(room, count)
+        room = bound.bytes(self.coded_weights, float_bytes, other_bytes)
+        found = self.explorer.within(room, count)
+        if found is None:
+            least = self.explorer.cost(self.explorer.cheapest)
+            raise InputError(
+                f"the codes have room for {room} bytes, but take at least {least} in these formats: "
+                "raise the bound, or give formats of fewer bits"
+            )
+        return found
+
+    @property
+    def closest(self) -> Trial:
+        """Where no plan keeps the bound."""
+        if self.times is not None:
+            return self.explorer.measure("fastest", self.explorer.cheapest)
+        return min(self.explorer.trials, key=lambda t: t.kl)
 
     def _heard(self, trial: Trial) -> None:
         self.memory.add(trial)

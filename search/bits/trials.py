@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...compiler.errors import InputError
 from ...compiler.formats import (
     Coded,
     Format,
@@ -71,7 +70,9 @@ class CodedWeights:
 
 
 class Explorer:
-    """Measures choices. `known`: trials of a search that goes on; `tell(trial)` hears of each new one."""
+    """Measures choices. `costs`: what a bound is on, by unit and format, instead of bytes. `known`: trials of
+    a search that goes on; `tell(trial)` hears of each new one.
+    """
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Explorer:
         table: Mapping[str, Mapping[Format, float]],
         weights: CodedWeights,
         *,
+        costs: Mapping[str, Mapping[Format, int]] | None = None,
         known: Sequence[Trial] = (),
         tell: Callable[[Trial], None] = lambda trial: None,
         seed: int = 0,
@@ -87,10 +89,15 @@ class Explorer:
         self.judge, self.units, self.table, self.weights = judge, units, table, weights
         self.trials, self.tell, self.seed = list(known), tell, seed
         self._sizes = {unit.name: {f: unit.bytes(f) for f in table[unit.name]} for unit in units}
+        self._costs = self._sizes if costs is None else costs
         self._pairs = [(unit.name, f) for unit in units for f in table[unit.name]]
 
     def bytes(self, choices: Choices) -> int:
         return sum(self._sizes[unit][format] for unit, format in choices.items())
+
+    def cost(self, choices: Choices) -> int:
+        """What a bound is on: bytes, or another sum."""
+        return sum(self._costs[unit][format] for unit, format in choices.items())
 
     def predicted(self, choices: Choices) -> float:
         return sum(self.table[unit][format] for unit, format in choices.items())
@@ -111,40 +118,41 @@ class Explorer:
         return made
 
     def allocate(
-        self, losses: np.ndarray, *, max_bytes: int | None = None, max_loss: float | None = None
+        self, losses: np.ndarray, *, max_cost: int | None = None, max_loss: float | None = None
     ) -> dict[str, Format] | None:
         """The exact choices for losses in the order of the table's entries."""
         menu: dict[str, list[Variant]] = {unit.name: [] for unit in self.units}
         formats = {str(format): format for _, format in self._pairs}
         for (unit, format), loss in zip(self._pairs, losses, strict=True):
-            menu[unit].append(Variant(str(format), float(loss), self._sizes[unit][format]))
-        found = choose(menu, max_bytes=max_bytes, max_loss=max_loss)
+            menu[unit].append(Variant(str(format), float(loss), self._costs[unit][format]))
+        found = choose(menu, max_bytes=max_cost, max_loss=max_loss)
         return None if found is None else {unit: formats[each.name] for unit, each in found.items()}
 
     @property
     def prior(self) -> np.ndarray:
         return np.array([max(self.table[unit][format], SMALLEST) for unit, format in self._pairs])
 
-    def within(self, max_bytes: int, count: int) -> Trial:
-        """The best of `count` measured choices of at most so many bytes; those known before are among them.
-        Raises InputError where the smallest formats do not fit.
+    def within(self, max_cost: int, count: int) -> Trial | None:
+        """The best of `count` measured choices of at most so much cost; those known before are among them.
+        None where not even the cheapest formats fit.
         """
-        first = self.allocate(self.prior, max_bytes=max_bytes)
+        first = self.allocate(self.prior, max_cost=max_cost)
         if first is None:
-            least = sum(min(sizes.values()) for sizes in self._sizes.values())
-            raise InputError(
-                f"the codes have room for {max_bytes} bytes, but take at least {least} in these formats: "
-                "raise the bound, or give formats of fewer bits"
-            )
+            return None
         self.measure("table", first)
         for i in range(1, DRAWS * count):
-            fitting = [trial for trial in self.trials if trial.bytes <= max_bytes]
+            fitting = [trial for trial in self.trials if self.cost(trial.choices) <= max_cost]
             if len(fitting) >= count:
                 break
-            choices = self.allocate(self.drawn(i), max_bytes=max_bytes)
+            choices = self.allocate(self.drawn(i), max_cost=max_cost)
             assert choices is not None, "the first allocation fitted"
             self.measure(f"draw {len(self.trials)}", choices)
-        return min((t for t in self.trials if t.bytes <= max_bytes), key=lambda t: t.kl)
+        return min((t for t in self.trials if self.cost(t.choices) <= max_cost), key=lambda t: t.kl)
+
+    @property
+    def cheapest(self) -> dict[str, Format]:
+        """The choices of least cost."""
+        return {unit: min(costs, key=costs.__getitem__) for unit, costs in self._costs.items()}
 
     def below(self, max_kl: float, count: int) -> Trial | None:
         """The smallest of `count` measured choices with at most this KL, None when none has: the bound on the
