@@ -165,12 +165,17 @@ class BitSearch:
         )
         if kind == "measured":
             weights = CodedWeights(self.graph, importance)
-            probe = min(self.settings.formats, key=lambda f: (abs(f.bits - PROBE_BITS), str(f)))
+            probe = probe_of(self.settings.formats)
             found = measured(
                 self.judge, self.units, found, probe, weights.decoded, partial(self.report, "KL of units")
             )
         self.memory.keep_table(found, importance)
         return found, importance
+
+
+def probe_of(formats: Sequence[Format]) -> Format:
+    """The one that a table of measured KL is measured in."""
+    return min(formats, key=lambda f: (abs(f.bits - PROBE_BITS), str(f)))
 
 
 def _identity(graph: Graph, texts: Sequence[Runs], settings: BitSettings) -> str:
