@@ -2,7 +2,7 @@
 
     python benchmarks/llama_cpp.py                                    SmolLM2-135M
     python benchmarks/llama_cpp.py --model m.gguf --form int4:64 --kind Q4_0 --kind Q8_0
-    python benchmarks/llama_cpp.py --artifact searched=found/best     made before, beside the forms
+    python benchmarks/llama_cpp.py --artifact searched=found/best     made before
 
 The float model is the file with every tensor decoded to float32. llama.cpp gets its own quantisations of it,
 bitsmith the weights in each form, coded for the calibration text. Both are judged against bitsmith's float32
@@ -48,7 +48,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", type=Path, metavar="GGUF", help="default: SmolLM2-135M from its package")
-    add("--form", action="append", metavar="FORMAT", help="of our weights; repeatable; default: bitmod4:64")
+    add("--form", action="append", metavar="FORMAT", help="of our weights; repeatable; bitmod4:64 by itself")
     add("--artifact", action="append", default=[], metavar="NAME=DIR", help="ours, made before; repeatable")
     add("--kind", action="append", choices=KINDS, help="of llama.cpp's; repeatable; default: Q4_0")
     add("--calibration", type=Path, default=TEXTS / "alice_first_chapters.txt", metavar="TEXT")
@@ -108,7 +108,7 @@ def models(
     def progress(stage: str, done: int, total: int) -> None:
         say(f"{stage} {done}/{total}")
 
-    forms = tuple(dict.fromkeys(chosen.form or ["bitmod4:64"]))
+    forms = tuple(dict.fromkeys(chosen.form or ([] if chosen.artifact else ["bitmod4:64"])))
     ours = {form: our_artifact(source, form, text, folder, progress) for form in forms} | chosen.artifact
     found = [Model(THEIRS, kind, place, place.stat().st_size) for kind, place in files.items()]
     for form, place in ours.items():

@@ -19,10 +19,11 @@ multiplied with; sums and results are float32.
 Version 2 is written where a layer is bfloat16, or its weights become codes (compiler/formats), by the
 format's name:
 
-        "model.layers.0.mlp.up_proj": {"weights": "bitmod4:128", "activations": "int8:token"}
+        "model.layers.0.mlp.up_proj": {"weights": "bitmod4:128", "activations": "int8:group"}
 
-Such a choice is "bitmod4:128" in short; "bitmod4:128@float32" and "bitmod4:128@int8:group" have other
-activations than int8 with one scale for each token. Tables that rows are gathered from may be named too.
+Such a choice is "bitmod4:128" in short; "bitmod4:128@float32" and "bitmod4:128@int8:token" have other
+activations than int8 with a scale for each group of a token. Tables that rows are gathered from may be named
+too.
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
     "int8": {"weights": "int8", "activations": "uint8"},
 }
 """What a layer can become, by the name of the choice; beside these, every weight format."""
-CODED_ACTIVATIONS = ("int8:token", "int8:group", "float32")
-"""What a layer whose weights are codes reads; the first needs no mention in a choice."""
+CODED_ACTIVATIONS = ("int8:group", "int8:token", "float32")
+"""What a layer whose weights are codes reads; the first needs no mention in a choice. int8 with one scale for
+a whole token loses what its largest channels drown: four blocks of SmolLM2-135M in bitmod3:64 are 0.107 nats
+from float with float32 activations, 0.114 with a scale for each group, 0.151 with one for each token.
+"""
 
 TABLE_INT8, LARGE_TABLE, LONG_ROW = "int8:channel", 2**16, 64
 """What tables of so many numbers, in rows of so many, become where every layer is int8: elsewhere the scales

@@ -18,7 +18,7 @@ from ..compiler.formats import Coded, encode
 from ..compiler.ir import AttrValue, Graph, Node
 from ..compiler.ops.coded import coded_operands
 from ..compiler.ops.linear import LINEAR
-from ..compiler.plan import Plan, layers_of, tables_of
+from ..compiler.plan import CODED_ACTIVATIONS, Plan, layers_of, tables_of
 from ..compiler.verify import verify
 from .dead_code import remove_dead_code
 from .scan import Scan, attr
@@ -51,7 +51,7 @@ def code_layers(
     graph: Graph, coded: Mapping[str, Coded], activations: Mapping[str, str] | None = None
 ) -> Graph:
     """The graph with these layers' and tables' weights as codes; `activations` (layer -> what a plan says)
-    where they are not int8 with one scale for each token. Raises PlanError for a layer that cannot be, or is
+    where they are not int8 with a scale for each group. Raises PlanError for a layer that cannot be, or is
     not there.
     """
     missing = sorted(set(coded) - {node.name for node in graph.nodes})
@@ -87,7 +87,7 @@ class _Coder:
         if scale or not plain:
             raise PlanError(f"layer {node.name!r} is quantised already: leave it as it is")
         attrs: dict[str, AttrValue] = {key: attr(node, key) for key in EPILOGUE}
-        wanted = self.activations.get(node.name, "int8:token")
+        wanted = self.activations.get(node.name, CODED_ACTIVATIONS[0])
         attrs |= {"activations": ACTIVATIONS[wanted], "format": str(coded.format), "k": coded.shape[1]}
         inputs = _trimmed((x, *self._operands(node, coded), bias, residual))
         return self.scan.make(node.name, "coded_linear", inputs, node.output, attrs)

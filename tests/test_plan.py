@@ -216,20 +216,20 @@ def embedding_and_head() -> Graph:
 
 
 def test_weight_formats_are_choices(graph):
-    plan = Plan.uniform(embedding_and_head(), "bitmod4").with_choice("up", "int4:32@int8:group")
+    plan = Plan.uniform(embedding_and_head(), "bitmod4").with_choice("up", "int4:32@int8:token")
     assert dict(plan.layers) == {
         "embed": "bitmod4:128",
-        "up": "int4:32@int8:group",
+        "up": "int4:32@int8:token",
         "head": "bitmod4:128",
     }
     assert {layer: (str(f), reads) for layer, (f, reads) in plan.coded.items()} == {
-        "embed": ("bitmod4:128", "int8:token"),
-        "up": ("int4:32", "int8:group"),
-        "head": ("bitmod4:128", "int8:token"),
+        "embed": ("bitmod4:128", "int8:group"),
+        "up": ("int4:32", "int8:token"),
+        "head": ("bitmod4:128", "int8:group"),
     }
     data = json.loads(plan.to_text())
     assert data["version"] == 2
-    assert data["layers"]["up"] == {"weights": "int4:32", "activations": "int8:group"}
+    assert data["layers"]["up"] == {"weights": "int4:32", "activations": "int8:token"}
     assert Plan.from_text(plan.to_text()) == plan
     assert Plan.from_text(plan.to_text()).to_text() == plan.to_text()
     assert Plan.uniform(graph, "int4:32").choice("stem.conv") == "float32", "convolutions have no formats"
@@ -243,7 +243,7 @@ def test_an_int8_plan_is_written_as_ever(graph):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("int4:32@int7", "activations 'int7' are not one of int8:token, int8:group, float32"),
+        ("int4:32@int7", "activations 'int7' are not one of int8:group, int8:token, float32"),
         ("bitmod4:12", "the group size '12'"),
         ("", "there is no weight format ''"),
     ],
