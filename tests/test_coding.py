@@ -70,6 +70,17 @@ def test_codes_without_a_text(model, method):
         assert np.square(weight - decode(found)).sum() < np.square(weight - decode(rounded)).sum()
 
 
+def test_eight_bits_are_rounded_unless_a_method_is_asked_for(model, text):
+    weight = model.weights[f"{LAYER}.weight"].array()
+    plan = Plan(model.name, {LAYER: "int8:16"})
+    made = [
+        Coding(model, None, text, method, None).codes(model.graph(1, 1), plan, lambda *stage: None)[LAYER]
+        for method in (None, "compensate")
+    ]
+    rounded = encode(weight, format_of("int8:16"))
+    assert same(made[0], rounded) and not same(made[1], rounded)
+
+
 def test_given_codes_are_not_made_again(model, text):
     weight = model.weights[f"{LAYER}.weight"].array()
     mine = encode(weight, format_of(FORMAT))

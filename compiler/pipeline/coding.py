@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from ..formats import Coded
+from ..formats import Coded, Format
 from ..frontends.language.model import LanguageModel
 from ..ir import Graph
 from ..plan import Plan
@@ -26,6 +26,9 @@ WINDOW, LEAST_WINDOW = 256, 8
 """Tokens that are read at a time: no more than the usual, and never fewer than the least."""
 CALIBRATED, BLIND = "compensate", "search"
 """Methods where none is asked for: with calibration, and without."""
+
+PLENTY = 8
+"""Bits that need no care."""
 
 Runs = list[dict[str, np.ndarray]]
 
@@ -67,10 +70,13 @@ class Coding:
         found = known_codes(self.subject, self.given)(plan.coded)
         rest = {layer: format for layer, (format, _) in plan.coded.items() if layer not in found}
         method = self.method or (BLIND if self.calibration is None else CALIBRATED)
-        if method == "round":
+        rounded = [n for n, format in rest.items() if self._rounds(format)]
+        if rounded:
             from ...passes.code_layers import round_layers
 
-            return found | round_layers(prepared, replace(plan, layers={n: plan.choice(n) for n in rest}))
+            layers = {name: plan.choice(name) for name in rounded}
+            found |= round_layers(prepared, replace(plan, layers=layers))
+        rest = {name: format for name, format in rest.items() if name not in found}
         if not rest:
             return found
         from ...passes.encode_layers import encode_layers
@@ -85,6 +91,11 @@ class Coding:
             progress=lambda done, total, layer: progress("coding weights", done, total),
         )
         return found | {layer: each.coded for layer, each in codes}
+
+    def _rounds(self, format: Format) -> bool:
+        """Where no method is asked for, formats of 8 bits are rounded: there is nothing to gain, and it is
+        quick."""
+        return self.method == "round" or (self.method is None and format.bits >= PLENTY)
 
     def _options(self, method: str) -> EncodeOptions:
         from ...passes.layer_coder import EncodeOptions

@@ -130,7 +130,7 @@ def compile(
     coded        codes of layers that the plan gives a weight format; the weights of others are taken from a
                  GGUF file that has the format, else coded here
     method       how: "round", "search", "hqq" or "compensate" (passes/encode_layers.py); by default
-                 compensate with calibration, search without
+                 compensate with calibration, search without, and formats of 8 bits are rounded
     kept         folder for the codes of finished layers: a run that was stopped goes on there
     threads      threads of a run (1 when None); a compiled model runs with any number, `Artifact.set_threads`
                  changes it
