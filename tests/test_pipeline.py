@@ -266,7 +266,8 @@ def test_inspect_counts_a_model(graph):
     assert {name: layer.macs for name, layer in layers.items()} == macs
     assert info.macs == sum(macs.values())
     assert layers["depth"].weights == (16, 1, 3, 3)
-    assert layers["head"].formats == ("float32", "int8")
+    assert layers["head"].formats == ("float32", "bfloat16", "int8")
+    assert layers["depth"].formats == ("float32", "int8")
     assert info.operators["conv2d"] == 3
     assert info.inputs[0].shape == (1, 3, 16, 16)
     assert info.hash == graph.content_hash
