@@ -56,16 +56,24 @@ def _skip_norm(op: str) -> Rule:
     return rule
 
 
+def _batches_turned(c: Converter, node: OnnxNode, index: int) -> str:
+    """An operand, its first axis behind the other axes of batches where the node says so."""
+    x = c.value(node, index)
+    rank = len(c.type(x).shape)
+    if not node.get_int("transBatchB" if index else "transBatchA", 0) or rank < 3:
+        return x
+    perm = (*range(1, rank - 1), 0, rank - 1)
+    return c.emit(node, "transpose", [x], f"batches{index}", perm=perm)
+
+
 def _fused_matmul(c: Converter, node: OnnxNode) -> Result:
-    if node.get_int("transBatchA", 0) or node.get_int("transBatchB", 0):
-        raise UnsupportedForm("transBatchA or transBatchB")
     alpha, weight = node.get_float("alpha", 1.0), c.constant(node, 1)
-    a = c.value(node)
+    a = _batches_turned(c, node, 0)
     a = turned(c, node, a, "a") if node.get_int("transA", 0) else a
-    if weight is not None and weight.ndim == 2:
+    if weight is not None and weight.ndim == 2 and not node.get_int("transBatchB", 0):
         rows = (weight if node.get_int("transB", 0) else weight.T) * np.float32(alpha)
         return c.emit(node, "linear", [a, c.param(node.inputs[1], rows, f"rows x{alpha}")])
-    b = c.value(node, 1)
+    b = _batches_turned(c, node, 1)
     b = turned(c, node, b, "b") if node.get_int("transB", 0) else b
     if alpha == 1.0:
         return c.emit(node, "matmul", [a, b])
@@ -84,6 +92,9 @@ def _activated(c: Converter, node: OnnxNode, value: str) -> Result:
         "LeakyRelu": {"alpha": 0},
         "HardSigmoid": {"alpha": 0, "beta": 1},
     }
+    if name == "Clip":
+        low, high = (float(v) for v in node.attrs["activation_params"])
+        return c.emit(node, "clip", [value], lo=low, hi=high)
     if name not in known:
         raise UnsupportedForm(f"activation {name!r}")
     if not name:
