@@ -61,7 +61,7 @@ def onnxruntime_int8(spec: dict[str, Any], out: Path) -> Files:
     names = _onnx_inputs(spec["model"])
     cleaned = out / "cleaned.onnx"
     # Its symbolic inference of shapes fails on some models; here all shapes are known.
-    quant_pre_process(spec["model"], cleaned, skip_symbolic_shape=True)
+    quant_pre_process(_with_channels(spec["model"], out), cleaned, skip_symbolic_shape=True)
     variants = {
         "u8s8": {"weight_type": QuantType.QInt8, "reduce_range": False},
         "u8s8 7-bit": {"weight_type": QuantType.QInt8, "reduce_range": True},
@@ -72,7 +72,21 @@ def onnxruntime_int8(spec: dict[str, Any], out: Path) -> Files:
     for name, options in variants.items():
         quantize_static(cleaned, files[name], Reader(), **fixed, **options)
     cleaned.unlink()
+    (out / "newer.onnx").unlink(missing_ok=True)
     return files
+
+
+def _with_channels(path: str, out: Path) -> str:
+    """The model, in an opset whose DequantizeLinear has scales per channel (13), which its own may lack."""
+    import onnx
+    from onnx.version_converter import convert_version
+
+    model = onnx.load(path)
+    if all(opset.version >= 13 for opset in model.opset_import if not opset.domain):
+        return path
+    newer = out / "newer.onnx"
+    onnx.save(convert_version(model, 13), newer)
+    return str(newer)
 
 
 def openvino_float32(spec: dict[str, Any], out: Path) -> Files:
