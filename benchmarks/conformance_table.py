@@ -1,5 +1,6 @@
 """Outcomes of the conformance tests as a page: totals, and a row for each operator."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -57,7 +58,7 @@ def _row(operator: str, outcomes: Iterable[Outcome]) -> str:
 
 
 def _short(outcome: Outcome) -> str:
-    """The reason, with characters that would break the table escaped."""
+    """The reason, with characters that would break the table escaped, and without addresses in memory."""
     text = outcome.reason if outcome.status == "unsupported" else f"{outcome.status}: {outcome.reason}"
-    text = text.replace("|", "\\|")
+    text = re.sub(" at 0x[0-9a-f]+", "", text).replace("|", "\\|")
     return text if len(text) <= 160 else text[:157] + "..."
