@@ -116,9 +116,14 @@ def most_processes(environment: Mapping[str, str] = os.environ) -> int:
 def _compile_missing(jobs: Jobs, isa: Isa, progress: Progress | None) -> None:
     """In this process, and when there are many in others too."""
 
+    told = 0
+
     def done() -> None:
-        if progress:
-            progress(sum(is_whole(path) for _, path in jobs.values()), len(jobs))
+        nonlocal told
+        whole = sum(is_whole(path) for _, path in jobs.values()) if progress and told < len(jobs) else told
+        if progress and whole > told:
+            told = whole
+            progress(whole, len(jobs))
 
     processes = min(most_processes(), len(jobs) // PARALLEL + 1)
     if processes == 1 or isa is not ISAS.get(isa.name):

@@ -176,7 +176,7 @@ def test_many_kernels_are_shared_with_other_processes(
     assert compiled[0] == next(iter(kernels)) and not {path.stem for path in firsts} & set(compiled)
     for symbol, path in paths.items():
         assert is_whole(path) and f" T {symbol}\n" in symbols_of(path)
-    assert told[-1] == (len(kernels), len(kernels)) and told == sorted(told)
+    assert told[-1] == (len(kernels), len(kernels)) and told == sorted(set(told))
 
 
 def test_one_process_may_be_asked_for(
