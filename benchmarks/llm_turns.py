@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from bitsmith.compiler.measure.quality import mean_kl
 from peer_turns import PeerError, Worker, interleave
 
 HERE = Path(__file__).resolve().parent
@@ -65,8 +66,8 @@ def worker(model: Model, python: Path, threads: int, scratch: Path, env: Mapping
     """The model in a process of its own. Raises PeerError."""
     spec = {"engine": model.engine, "model": str(model.place), "threads": threads}
     spec |= {"prompt": PROMPT, "context": CONTEXT}
-    command = [str(python), "-P", str(HERE / "llm_worker.py"), json.dumps(spec)]
-    log = scratch / f"{abs(hash((model.name, threads)))}.log"
+    command = [str(python), str(HERE / "llm_worker.py"), json.dumps(spec)]
+    log = scratch / f"{model.name.replace('/', '_')}-{threads}.log"
     return Worker(command, log, env=env)
 
 
@@ -118,18 +119,8 @@ def scored(from_worker: Worker, window: Sequence[int], scratch: Path) -> np.ndar
 
 def distance(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
     """float64 [2]: sums over rows of logits [n, vocabulary] of KL(wanted || found) and of equal maxima."""
-    kl = 0.0
-    for row, other in zip(wanted, found, strict=True):
-        ours, theirs = log_softmax(row), log_softmax(other)
-        kl += float(np.exp(ours) @ (ours - theirs))
+    kl = mean_kl(wanted, found) * len(wanted)
     return np.array([kl, float((wanted.argmax(1) == found.argmax(1)).sum())])
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    wide = logits.astype(np.float64)
-    wide -= wide.max()
-    found: np.ndarray = wide - np.log(np.exp(wide).sum())
-    return found
 
 
 def timed(

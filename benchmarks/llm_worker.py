@@ -1,7 +1,7 @@
 """One engine with one language model at one thread count, in a process of its own.
 
-    python -P llm_worker.py '{"engine": "llama_cpp", "model": "m.gguf", "threads": 1, "prompt": 128,
-                              "context": 512}'
+    python llm_worker.py '{"engine": "llama_cpp", "model": "m.gguf", "threads": 1, "prompt": 128,
+                           "context": 512}'
 
 The worker says {"ready": {...}} when the model is loaded and then answers one line of JSON to each line:
 
@@ -12,19 +12,16 @@ The worker says {"ready": {...}} when the model is loaded and then answers one l
     quit                -> (ends)           so does the end of its input
 
 Any failure ends the process with a traceback on stderr. Nothing but replies is written to stdout. Only numpy
-and the engine are imported; -P keeps this folder's llama_cpp.py from hiding the package.
+and the engine are imported.
 """
 
-import gc
 import json
-import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
+from peer_protocol import private_stdout, serve, timed
 
 SEED = 0
 
@@ -69,8 +66,9 @@ class LlamaCpp:
     """By llama.cpp's own functions: what its Python class adds to a step is not timed."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        # By name: what is called so in this folder is the benchmark.
-        llama_cpp = self._lib = import_module("llama_cpp")
+        import llama_cpp
+
+        self._lib = llama_cpp
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(
             str(spec["model"]).encode(), llama_cpp.llama_model_default_params()
@@ -128,7 +126,7 @@ class Timer:
         self.read = 0
 
     def prefill(self, count: int) -> list[float]:
-        return self._timed(count, self._prompt)
+        return timed(self._prompt, count)
 
     def decode(self, count: int) -> list[float]:
         """Behind the prompt at most as many tokens as the prompt has: then it begins anew, untimed."""
@@ -137,7 +135,7 @@ class Timer:
         while len(seconds) < count:
             if not self.prompt <= self.read < last:
                 self._prompt()
-            seconds += self._timed(min(count - len(seconds), last - self.read), self._step)
+            seconds += timed(self._step, min(count - len(seconds), last - self.read))
         return seconds
 
     def _prompt(self) -> None:
@@ -149,18 +147,6 @@ class Timer:
         self.engine.read(self.tokens[self.read : self.read + 1])
         self.read += 1
 
-    @staticmethod
-    def _timed(count: int, act: Callable[[], None]) -> list[float]:
-        """As in timeit, the garbage collector waits."""
-        seconds = []
-        gc.disable()
-        for _ in range(count):
-            start = time.perf_counter()
-            act()
-            seconds.append(time.perf_counter() - start)
-        gc.enable()
-        return seconds
-
     def logits(self, source: str, place: str) -> int:
         found = self.engine.score(np.load(source).tolist())
         self.read = 0
@@ -168,35 +154,21 @@ class Timer:
         return len(found)
 
 
-def serve(timer: Timer, requests: Iterable[str], replies: TextIO) -> None:
-    """Answers requests until `quit` or their end; raises ValueError for one that it does not know."""
-    for line in requests:
-        verb, *rest = line.split()
-        if verb == "quit":
-            return
-        if verb in ("prefill", "decode"):
-            answer: Any = getattr(timer, verb)(int(rest[0]))
-        elif verb == "logits":
-            answer = timer.logits(*rest)
-        else:
-            raise ValueError(f"unknown request {line!r}: expected prefill N, decode N, logits A B or quit")
-        print(json.dumps(answer), file=replies, flush=True)
-
-
-def private_stdout() -> TextIO:
-    """Keeps the pipe for the replies and sends file descriptor 1, which engines print on, to stderr."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return replies
+def verbs(timer: Timer) -> dict[str, Callable[[str], Any]]:
+    """What each request is answered by."""
+    return {
+        "prefill": lambda count: timer.prefill(int(count)),
+        "decode": lambda count: timer.decode(int(count)),
+        "logits": lambda places: timer.logits(*places.split()),
+    }
 
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
     replies = private_stdout()
     engine = ENGINES[spec["engine"]](spec)
-    timer = Timer(engine, spec["prompt"], spec["context"])
     print(json.dumps({"ready": engine.facts}), file=replies, flush=True)
-    serve(timer, sys.stdin, replies)
+    serve(verbs(Timer(engine, spec["prompt"], spec["context"])), sys.stdin, replies)
 
 
 if __name__ == "__main__":

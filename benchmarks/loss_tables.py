@@ -23,7 +23,7 @@ from bitsmith.compiler.pipeline.bit_searching import FORMATS, text_windows
 from bitsmith.search.bits.bounds import parse_bound
 from bitsmith.search.bits.search import BitSearch, BitSettings, probe_of
 from bitsmith.search.bits.tables import KINDS
-from llama_cpp import TEXTS, smollm
+from language_models import TEXTS, smollm
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]

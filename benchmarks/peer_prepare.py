@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peer_worker import private_stdout, samples
+from peer_protocol import private_stdout
+from peer_worker import samples
 
 Files = dict[str, Path]
 

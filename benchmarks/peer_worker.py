@@ -16,15 +16,14 @@ engine prints there goes to stderr. Only numpy and the engine are imported: each
 environment.
 """
 
-import gc
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from peer_protocol import private_stdout, serve, timed
 
 Arrays = list[np.ndarray]
 Run = Callable[[Arrays], Sequence[np.ndarray]]
@@ -82,18 +81,6 @@ def samples(arrays: Arrays, batch: int) -> list[Arrays]:
     return [[np.ascontiguousarray(a[i * batch : (i + 1) * batch]) for a in arrays] for i in range(count)]
 
 
-def timed(run: Run, sample: Arrays, count: int) -> list[float]:
-    """Seconds of each of `count` runs; as in timeit, the garbage collector waits."""
-    seconds = []
-    gc.disable()
-    for _ in range(count):
-        start = time.perf_counter()
-        run(sample)
-        seconds.append(time.perf_counter() - start)
-    gc.enable()
-    return seconds
-
-
 def write_outputs(run: Run, inputs: list[Arrays], path: str) -> int:
     """Runs every sample; saves the outputs, joined along the first axis; returns the number of samples."""
     rows = [[np.array(value) for value in run(sample)] for sample in inputs]
@@ -102,26 +89,12 @@ def write_outputs(run: Run, inputs: list[Arrays], path: str) -> int:
     return len(rows)
 
 
-def serve(run: Run, inputs: list[Arrays], requests: Iterable[str], replies: TextIO) -> None:
-    """Answers requests until `quit` or their end; raises ValueError for one that it does not know."""
-    for line in requests:
-        verb, _, rest = line.rstrip("\n").partition(" ")
-        if verb == "quit":
-            return
-        if verb == "run":
-            answer: Any = timed(run, inputs[0], int(rest))
-        elif verb == "outputs":
-            answer = write_outputs(run, inputs, rest)
-        else:
-            raise ValueError(f"unknown request {line!r}: expected run N, outputs PATH or quit")
-        print(json.dumps(answer), file=replies, flush=True)
-
-
-def private_stdout() -> TextIO:
-    """Keeps the pipe for the replies and sends file descriptor 1, which engines print on, to stderr."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return replies
+def verbs(run: Run, inputs: list[Arrays]) -> dict[str, Callable[[str], Any]]:
+    """What each request is answered by."""
+    return {
+        "run": lambda count: timed(lambda: run(inputs[0]), int(count)),
+        "outputs": lambda path: write_outputs(run, inputs, path),
+    }
 
 
 def main() -> None:
@@ -132,7 +105,7 @@ def main() -> None:
     run, facts = ENGINES[spec["engine"]](spec)
     ready = {**facts, "load_s": time.perf_counter() - start}
     print(json.dumps({"ready": ready}), file=replies, flush=True)
-    serve(run, inputs, sys.stdin, replies)
+    serve(verbs(run, inputs), sys.stdin, replies)
 
 
 if __name__ == "__main__":

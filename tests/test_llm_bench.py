@@ -16,8 +16,12 @@ from tiny_language import CAPACITY, VOCABULARY, write_language
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-worker, turns, files, table, driver, peer_turns = map(
-    import_module, ("llm_worker", "llm_turns", "llm_files", "llm_table", "llama_cpp", "peer_turns")
+worker, turns, files, table, driver, peer_turns, protocol = map(
+    import_module,
+    (
+        *("llm_worker", "llm_turns", "llm_files", "llm_table", "language_models"),
+        *("peer_turns", "peer_protocol"),
+    ),
 )
 OURS = {"engine": "bitsmith", "threads": 1, "prompt": 8, "context": CAPACITY}
 
@@ -65,7 +69,7 @@ def test_requests_are_answered_until_quit(tmp_path):
     np.save(tmp_path / "t.npy", np.array([3, 1]))
     asked = [f"logits {tmp_path / 't.npy'} {tmp_path / 'l.npy'}\n", "decode 2\n", "quit\n", "decode 9\n"]
     said = io.StringIO()
-    worker.serve(worker.Timer(Scripted(), 4, 7), asked, said)
+    protocol.serve(worker.verbs(worker.Timer(Scripted(), 4, 7)), asked, said)
     count, seconds = map(json.loads, said.getvalue().splitlines())
     assert count == 2 and len(seconds) == 2
     assert np.array_equal(np.load(tmp_path / "l.npy").argmax(1), [3, 1])
@@ -73,7 +77,7 @@ def test_requests_are_answered_until_quit(tmp_path):
 
 def test_an_unknown_request_is_refused():
     with pytest.raises(ValueError, match="unknown request 'sing 3'"):
-        worker.serve(worker.Timer(Scripted(), 4, 7), ["sing 3"], io.StringIO())
+        protocol.serve(worker.verbs(worker.Timer(Scripted(), 4, 7)), ["sing 3"], io.StringIO())
 
 
 def test_our_engine_scores_as_it_reads(artifact):

@@ -16,10 +16,10 @@ from bitsmith.compiler.errors import InputError, ModelError
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-peer_worker, turns, stats, env, model, table, bench, peers = (
+peer_worker, protocol, turns, stats, env, model, table, bench, peers = (
     import_module(name)
     for name in (
-        *("peer_worker", "peer_turns", "peer_stats", "peer_env", "peer_model"),
+        *("peer_worker", "peer_protocol", "peer_turns", "peer_stats", "peer_env", "peer_model"),
         *("peer_table", "peer_bench", "peers"),
     )
 )
@@ -27,8 +27,8 @@ peer_worker, turns, stats, env, model, table, bench, peers = (
 DUMMY = """
 import os, sys, time
 sys.path.insert(0, {benchmarks!r})
-import numpy as np, peer_worker
-replies = peer_worker.private_stdout()
+import numpy as np, peer_protocol, peer_worker
+replies = peer_protocol.private_stdout()
 print("an engine's banner")
 kind = sys.argv[1]
 if kind == "broken":
@@ -40,7 +40,7 @@ def run(arrays):
     return [arrays[0] * 2, arrays[0].sum(axis=1)]
 samples = peer_worker.samples([np.arange(12, dtype="f4").reshape(6, 2)], 2)
 print('{{"ready": {{"version": "1"}}}}', file=replies, flush=True)
-peer_worker.serve(run, samples, sys.stdin, replies)
+peer_protocol.serve(peer_worker.verbs(run, samples), sys.stdin, replies)
 """
 
 
@@ -92,7 +92,7 @@ def test_requests_are_answered_until_quit(tmp_path):
 
     replies = io.StringIO()
     requests = [f"outputs {tmp_path / 'a path.npz'}\n", "run 3\n", "quit\n", "run 9\n"]
-    peer_worker.serve(run, [[np.array([1.0])], [np.array([5.0])]], requests, replies)
+    protocol.serve(peer_worker.verbs(run, [[np.array([1.0])], [np.array([5.0])]]), requests, replies)
     count, seconds = [json.loads(line) for line in replies.getvalue().splitlines()]
     assert count == 2 and len(seconds) == 3 and min(seconds) > 0
     assert calls == [[1.0], [5.0], [1.0], [1.0], [1.0]]
@@ -101,7 +101,9 @@ def test_requests_are_answered_until_quit(tmp_path):
 
 def test_an_unknown_request_is_refused():
     with pytest.raises(ValueError, match="unknown request 'sleep"):
-        peer_worker.serve(lambda arrays: arrays, [[np.zeros(1)]], ["sleep 3\n"], io.StringIO())
+        protocol.serve(
+            peer_worker.verbs(lambda arrays: arrays, [[np.zeros(1)]]), ["sleep 3\n"], io.StringIO()
+        )
 
 
 def test_outputs_are_copied_from_an_engine_that_reuses_its_buffer(tmp_path):

@@ -133,15 +133,18 @@ def _top1(rows: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(rows).all(axis=1), rows.argmax(axis=1), -1)
 
 
-def _log_softmax(rows: np.ndarray) -> np.ndarray:
-    shifted = rows - rows.max(axis=1, keepdims=True)  # the largest becomes 0: exp cannot overflow
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def log_softmax(rows: np.ndarray) -> np.ndarray:
+    """Along the last axis, float64."""
+    wide = rows.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)  # the largest becomes 0: exp cannot overflow
+    found: np.ndarray = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return found
 
 
 def _kl_rows(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
     sound = np.isfinite(reference).all(axis=1) & np.isfinite(output).all(axis=1)
     result = np.full(len(reference), KL_OF_BROKEN)
-    log_p, log_q = _log_softmax(reference[sound]), _log_softmax(output[sound])
+    log_p, log_q = log_softmax(reference[sound]), log_softmax(output[sound])
     # Rounding can make a divergence of equal rows slightly negative.
     result[sound] = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0.0)
     return result

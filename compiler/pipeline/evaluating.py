@@ -15,6 +15,7 @@ import numpy as np
 from ..artifact import Artifact, open
 from ..artifact.manifest import MANIFEST
 from ..errors import InputError
+from ..measure.quality import log_softmax
 from .reading import Reader, Speech
 
 Progress = Callable[[str, int, int], None]
@@ -138,14 +139,14 @@ def _rows(subject: Artifact, other: Artifact | None, pieces: list[list[int]]) ->
     reader, peer = Reader(subject), None if other is None else Reader(other)
     for piece in pieces:
         reader.clear()
-        ours = map(_log_softmax, reader.score(piece[:-1]))
+        ours = map(log_softmax, reader.score(piece[:-1]))
         if peer is None:
             yield from (
                 np.array([-mine[token], 0, 0, 0]) for mine, token in zip(ours, piece[1:], strict=True)
             )
             continue
         peer.clear()
-        theirs = map(_log_softmax, peer.score(piece[:-1]))
+        theirs = map(log_softmax, peer.score(piece[:-1]))
         for mine, given, (_, token) in zip(ours, theirs, pairwise(piece), strict=True):
             if mine.shape != given.shape:
                 raise InputError(
@@ -153,9 +154,3 @@ def _rows(subject: Artifact, other: Artifact | None, pieces: list[list[int]]) ->
                 )
             kl = float(np.exp(given) @ (given - mine))
             yield np.array([-mine[token], -given[token], kl, mine.argmax() == given.argmax()])
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    wide = logits.astype(np.float64)
-    wide -= wide.max()
-    return wide - np.log(np.exp(wide).sum())

@@ -1,8 +1,8 @@
 """bitsmith against llama.cpp on this machine: bytes, KL to the float model, speed, turn by turn in one run.
 
-    python benchmarks/llama_cpp.py                                    SmolLM2-135M
-    python benchmarks/llama_cpp.py --model m.gguf --form int4:64 --kind Q4_0 --kind Q8_0
-    python benchmarks/llama_cpp.py --artifact searched=found/best     made before
+    python benchmarks/language_models.py                              SmolLM2-135M
+    python benchmarks/language_models.py --model m.gguf --form int4:64 --kind Q4_0 --kind Q8_0
+    python benchmarks/language_models.py --artifact searched=found/best     made before
 
 The float model is the file with every tensor decoded to float32. llama.cpp gets its own quantisations of it,
 bitsmith the weights in each form, coded for the calibration text. Both are judged against bitsmith's float32
@@ -139,7 +139,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         result = compare(chosen, lambda text: notes.print(text, markup=False))
     except (BitsmithError, PeerError, OSError) as error:
-        notes.print(f"llama_cpp: error: {error}", markup=False)
+        notes.print(f"error: {error}", markup=False)
         return getattr(error, "exit_code", 1)
     console.print(markdown(result), markup=False)
     if chosen.json:
