@@ -22,7 +22,7 @@ from bitsmith.compiler.cli.output import Output
 from bitsmith.compiler.frontends.language.model import LanguageModel
 from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.pipeline import cross_compile, search_bits
-from bitsmith.compiler.pipeline.coding import TOKENS
+from bitsmith.compiler.pipeline.coding import CALIBRATED, TOKENS
 from bitsmith.compiler.pipeline.speeds import speeds
 from bitsmith.compiler.plan import Plan
 from bitsmith.passes.layer_coder import METHODS, EncodeOptions
@@ -104,13 +104,14 @@ class Maker:
             return self._uniform(form, place, progress)
 
     def _uniform(self, form: str, place: Path, progress: Callable[[str, int, int], None]) -> Path:
+        """By the usual method codes of 8 bits are rounded."""
         return cross_compile(
             self.model,
             place,
             target="host",
             plan=Plan.uniform(self.model.graph(1, 1), form),
             calibration=self.text,
-            method=self.encode.method,
+            method=None if self.encode.method == CALIBRATED else self.encode.method,
             kept=place.with_suffix(".codes"),
             progress=progress,
         )

@@ -31,6 +31,11 @@ projection (1536 inputs), 0.0051 / 0.0045 / 0.0042 for an output projection (576
 METHODS = ("round", "search", "hqq", "compensate")
 
 
+def damping_of(k: int, rows: int, least: float = Compensation().damping) -> float:
+    """What codes for k inputs need, of which so many rows are known."""
+    return max(least, DAMPING * k / max(rows, 1))
+
+
 @dataclass(frozen=True)
 class EncodeOptions:
     """`scale_inputs`: also divide inputs by channel where a norm can do it (AWQ). `memory`: bytes of values
@@ -96,8 +101,8 @@ class LayerCoder:
     def damped(self, inputs: LayerInputs) -> LayerCoder:
         """With the damping that so few rows need."""
         usual = self.options.compensation
-        least = DAMPING * len(inputs.magnitude) / max(inputs.rows, 1)
-        compensation = replace(usual, damping=max(usual.damping, least))
+        damping = damping_of(len(inputs.magnitude), inputs.rows, usual.damping)
+        compensation = replace(usual, damping=damping)
         return replace(self, options=replace(self.options, compensation=compensation))
 
     def unscaled(self) -> LayerCoder:

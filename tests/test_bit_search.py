@@ -16,11 +16,12 @@ from bitsmith.compiler.pipeline.speeds import Speed
 from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.layer_coder import EncodeOptions
+from bitsmith.passes.layer_inputs import LayerInputs
 from bitsmith.search.allocation import Variant, choose, undominated
 from bitsmith.search.bits.bounds import parse_bound
+from bitsmith.search.bits.inputs import KeptInputs
 from bitsmith.search.bits.judge import Judge
 from bitsmith.search.bits.tables import (
-    Importance,
     losses,
     measured,
     sampled,
@@ -168,20 +169,19 @@ def _inputs_of(graph, layer):
     return np.concatenate(rows)
 
 
-def table_of(graph, judge, kind):
-    units, importance = units_of(graph), Importance()
+def table_of(graph, judge, kind, folder):
+    units, inputs = units_of(graph), KeptInputs(folder)
     layers = [layer for unit in units for layer in unit.layers]
     slopes = judge.curvature(layers, draws=8) if kind == "curvature" else None
-    return losses(graph, texts(), units, FORMATS, slopes, kind, importance), importance
+    return losses(graph, texts(), units, FORMATS, slopes, kind, inputs), inputs
 
 
 @pytest.mark.parametrize("kind", ["output", "shiftadd", "curvature"])
-def test_more_bits_lose_less_in_every_table(graph, judge, kind):
-    table, importance = table_of(graph, judge, kind)
+def test_more_bits_lose_less_in_every_table(graph, judge, kind, tmp_path):
+    table, _ = table_of(graph, judge, kind, tmp_path)
     for unit in units_of(graph):
         row = [table[unit.name][format] for format in FORMATS]
         assert row[0] > row[1] > row[2] > 0
-    assert set(importance.of_inputs) == {layer for unit in units_of(graph) for layer in unit.layers}
 
 
 def test_sampled_rows_stand_for_all():
@@ -194,15 +194,15 @@ def test_sampled_rows_stand_for_all():
     assert rows.tolist() == [0, 1, 2, 3, 4] and (counts == share[:5]).all()
 
 
-def explorer(graph, judge, **more):
-    table, importance = table_of(graph, judge, "curvature")
-    return Explorer(judge, units_of(graph), table, CodedWeights(graph, importance), **more)
+def explorer(graph, judge, folder, **more):
+    table, inputs = table_of(graph, judge, "curvature", folder)
+    return Explorer(judge, units_of(graph), table, CodedWeights(graph, inputs), **more)
 
 
-def test_a_measured_table_is_of_measured_kl(graph, judge):
+def test_a_measured_table_is_of_measured_kl(graph, judge, tmp_path):
     units = units_of(graph)[1:3]
-    output, importance = table_of(graph, judge, "output")
-    weights = CodedWeights(graph, importance)
+    output, inputs = table_of(graph, judge, "output", tmp_path)
+    weights = CodedWeights(graph, inputs)
     table = measured(judge, units, output, FORMATS[1], weights.decoded)
     for unit in units:
         assert table[unit.name][FORMATS[1]] == pytest.approx(judge.kl(weights.decoded(unit, FORMATS[1])))
@@ -210,8 +210,8 @@ def test_a_measured_table_is_of_measured_kl(graph, judge):
         assert ratio == pytest.approx(output[unit.name][FORMATS[0]] / output[unit.name][FORMATS[1]])
 
 
-def test_trials_keep_the_bound_and_find_less_than_uniform(graph, judge):
-    found = explorer(graph, judge)
+def test_trials_keep_the_bound_and_find_less_than_uniform(graph, judge, tmp_path):
+    found = explorer(graph, judge, tmp_path)
     uniform = found.measure("uniform", {unit.name: FORMATS[1] for unit in found.units})
     best = found.within(uniform.bytes, 4)
     drawn = [t for t in found.trials if t.name != "uniform"]
@@ -221,13 +221,13 @@ def test_trials_keep_the_bound_and_find_less_than_uniform(graph, judge):
     assert found.within(100, 1) is None
 
 
-def test_the_smallest_plan_below_a_kl(graph, judge):
-    found = explorer(graph, judge)
+def test_the_smallest_plan_below_a_kl(graph, judge, tmp_path):
+    found = explorer(graph, judge, tmp_path)
     bits8 = found.measure("most", {unit.name: FORMATS[2] for unit in found.units})
     bits3 = found.measure("some", {unit.name: FORMATS[1] for unit in found.units})
     best = found.below(2 * bits3.kl, 4)
     assert best.kl <= 2 * bits3.kl and best.bytes <= bits3.bytes
-    assert explorer(graph, judge).below(bits8.kl / 1e3, 2) is None
+    assert explorer(graph, judge, tmp_path).below(bits8.kl / 1e3, 2) is None
 
 
 def test_a_front_has_no_plan_that_another_beats():
@@ -287,6 +287,9 @@ def test_a_search_goes_on(checkpoint, result):
 def test_room_that_no_format_fits_in(checkpoint, tmp_path):
     with pytest.raises(InputError, match="take at least"):
         searched(checkpoint, tmp_path, constraint="bits<=1.5")
+    assert not any(tmp_path.iterdir()), "said before anything is measured"
+    with pytest.raises(InputError, match="beside [0-9]+ of all else"):
+        searched(checkpoint, tmp_path, constraint="size<=0.1x")
 
 
 class Slow:
@@ -387,11 +390,26 @@ def test_bounds_that_are_none(texts):
         parse_bound(texts)
 
 
-def test_decoded_trials_are_what_the_codes_hold(graph):
-    unit = units_of(graph)[-1]
-    (name, found) = next(iter(CodedWeights(graph, Importance()).decoded(unit, FORMATS[0]).items()))
-    flat = np.ones(graph.params[name].shape[1], np.float32)
-    np.testing.assert_array_equal(found, decode(encode(graph.params[name], FORMATS[0], flat)))
+def test_trials_are_coded_for_what_layers_read(graph, judge, tmp_path):
+    """Less error of the outputs than codes of least squares have, on the inputs that the table saw."""
+    _, inputs = table_of(graph, judge, "output", tmp_path)
+    unit = units_of(graph)[1]
+    found = CodedWeights(graph, inputs).decoded(unit, FORMATS[1])
+    assert len(found) == 3, "q, k and v"
+    for matrix in unit.matrices:
+        weight, x = graph.params[matrix.name], _inputs_of(graph, matrix.layers[0])
+        flat = decode(encode(weight, FORMATS[1], np.ones(weight.shape[1], np.float32)))
+        errors = [np.square(x @ (weight - each).T).sum() for each in (found[matrix.name], flat)]
+        assert errors[0] < 0.9 * errors[1]
+
+
+def test_kept_inputs_that_were_damaged(tmp_path):
+    kept = KeptInputs(tmp_path / "inputs")
+    kept.put("x", LayerInputs(np.eye(8) * 6, np.ones(8), 6))
+    assert kept.coder("x").code(np.eye(8, dtype=np.float32), FORMATS[2]).shape == (8, 8)
+    (tmp_path / "inputs" / "x.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match="begin anew"):
+        kept.coder("x")
 
 
 def test_the_command_line_ends_with_an_artifact(checkpoint, tmp_path, capsys):

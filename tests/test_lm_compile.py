@@ -9,6 +9,7 @@ import pytest
 from bitsmith.compiler.cli import main
 from bitsmith.compiler.errors import InputError, ModelError
 from bitsmith.compiler.frontends.language.model import LanguageModel
+from bitsmith.compiler.pipeline.coding import text_runs
 from bitsmith.compiler.pipeline.language_models import kept_plan
 from bitsmith.compiler.pipeline.models import cross_compile
 from bitsmith.compiler.plan import Plan
@@ -222,3 +223,5 @@ def test_a_tokenizer_that_cannot_be_read(checkpoint):
     object.__setattr__(broken, "checkpoint", type(broken.checkpoint)("m", broken.config, {}, lambda: "{"))
     with pytest.raises(ModelError, match="the tokenizer cannot be read"):
         bitsmith.compile(broken)
+    with pytest.raises(ModelError, match="the tokenizer cannot be read"):
+        text_runs(broken, "some text", 64)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ...passes.layer_coder import EncodeOptions
     from ...search.bits.search import BitSearch
     from ...search.bits.trials import Trial
+    from ...search.bits.units import Unit
 
 FORMATS = ("int2:64", "bitmod3:64", "bitmod4:64", "int5:64", "int6:64", "int8:64")
 """A ladder from 2 to 8 bits. Groups of 64 divide more widths than those of 128, and what the last group of
@@ -45,8 +46,8 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class BitPoint:
-    """A plan that was measured: `bits` per coded weight with all metadata; `kl` in nats per token, coded
-    without compensation, float32 activations."""
+    """A plan that was measured: `bits` per coded weight with all metadata; `kl` in nats per token, of layers
+    that were coded one by one, with float32 activations."""
 
     name: str
     bits: float
@@ -127,13 +128,25 @@ def search_bits(
     check_replaceable(place / BEST)
     table_runs, judge_runs = text_windows(model, calibration, tokens)
     graph = model.graph_whole(len(table_runs[0]["tokens"]))
-    times = None
+    units, times = units_of(graph), None
+    least = sum(min(map(unit.bytes, settings.formats)) for unit in units)
+    settings.bound.room(least, sum(unit.weights for unit in units), *_beside(model, units))
     if settings.bound.kind == "decode":
         if not resolve(target).runs_here:
             raise TargetError(f"this machine cannot time code for {target}: give a bound on size, bits or KL")
-        times = decode_times(model, units_of(graph), settings.formats, place, report)
+        times = decode_times(model, units, settings.formats, place, report)
     search = BitSearch(graph, table_runs, judge_runs, settings, place, report, times)
     return _Finish(model, search, table_runs, encode or EncodeOptions(), place, target, report).result()
+
+
+def _beside(model: LanguageModel, units: Sequence[Unit]) -> tuple[int, int]:
+    """Bytes of the weights in float32, and those of an artifact that are no codes, as far as they are known
+    before it is made.
+    """
+    from ...search.bits.search import float_bytes_of, uncoded_bytes
+
+    graph, tokenizer = model.graph(1, 1), len((model.tokenizer or "").encode())
+    return float_bytes_of(graph), uncoded_bytes(graph, units) + LIBRARY_BYTES + tokenizer
 
 
 def text_windows(
@@ -160,13 +173,8 @@ class _Finish:
     report: Progress
 
     def result(self) -> BitSearchResult:
-        from ...search.bits.search import float_bytes_of, uncoded_bytes
-
         search, bound = self.search, self.search.settings.bound
-        graph = self.model.graph(1, 1)
-        in_float = float_bytes_of(graph)
-        tokenizer = len((self.model.tokenizer or "").encode())
-        others = uncoded_bytes(graph, search.units) + LIBRARY_BYTES + tokenizer
+        in_float, others = _beside(self.model, search.units)
         slower, decode = 1.0, None
         for _ in range(ROUNDS):
             found = search.best(others, in_float, slower)

@@ -116,13 +116,9 @@ class Coding:
 
 def text_runs(model: LanguageModel, text: str, tokens: int, pieces: int = 1) -> Runs:
     """The text's first tokens as runs of the whole graph, at least so many. Raises InputError for a text that
-    is too short, or a model without a tokenizer.
+    is too short, ModelError where the model's tokenizer cannot read it.
     """
-    from tokenizers import Tokenizer
-
-    if model.tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer: a text cannot be read with it")
-    ids = Tokenizer.from_str(model.tokenizer).encode(text).ids[:tokens]
+    ids = model.tokens_of(text)[:tokens]
     size = min(WINDOW, model.context, len(ids) // pieces)
     if size < LEAST_WINDOW:
         raise InputError(

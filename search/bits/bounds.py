@@ -35,6 +35,21 @@ class BitBound:
         whole = self.limit * float_bytes if self.relative else self.limit
         return max(math.floor(whole) - other_bytes, 0)
 
+    def room(self, least: int, weights: int, float_bytes: int, other_bytes: int) -> int | None:
+        """The same; None for bounds on something else. Raises InputError where `least`, what the codes take
+        in the formats of fewest bits, does not fit in.
+        """
+        if self.kind not in ("bits", "size"):
+            return None
+        room = self.bytes(weights, float_bytes, other_bytes)
+        if room < least:
+            others = f" beside {other_bytes} of all else" if self.kind == "size" else ""
+            raise InputError(
+                f"bound {self.text!r} leaves the codes {room} bytes{others}, but they take at least {least} "
+                "in these formats: raise the bound, or give formats of fewer bits"
+            )
+        return room
+
 
 def parse_bound(texts: Sequence[str]) -> BitBound:
     """The one bound of a search. Raises InputError for none, several, and what is not known."""

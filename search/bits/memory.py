@@ -1,6 +1,7 @@
 """What a search over weight formats keeps in its folder, so that a killed one goes on.
 
-table.npz     the table of losses, and the importance of input channels that trials are coded with
+table.npz     the table of losses
+inputs/       what layers read, which plans are coded for (inputs.py)
 trials.json   every measured choice
 """
 
@@ -16,23 +17,22 @@ import numpy as np
 from ...compiler.errors import InputError
 from ...compiler.files import whole_file, write_whole
 from ...compiler.formats import Format, format_of
-from .tables import Importance
 from .trials import Trial
 
-TABLE_FILE, TRIALS_FILE = "table.npz", "trials.json"
+TABLE_FILE, TRIALS_FILE, INPUTS = "table.npz", "trials.json", "inputs"
 Losses = Mapping[str, Mapping[Format, float]]
 
 
 class BitMemory:
-    """The folder of one search; `identity` says which. Without a folder nothing is kept.
+    """The folder of one search; `identity` says which.
 
     Raises InputError for the folder of another search, or one that cannot be read.
     """
 
-    def __init__(self, folder: Path | None, identity: str) -> None:
+    def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
         self.trials: list[Trial] = []
-        if folder is not None and (folder / TRIALS_FILE).exists():
+        if (folder / TRIALS_FILE).exists():
             self.trials = self._read(folder / TRIALS_FILE)
 
     def _read(self, place: Path) -> list[Trial]:
@@ -56,34 +56,28 @@ class BitMemory:
         self._write()
 
     def _write(self) -> None:
-        if self.folder is None:
-            return
         kept = {"identity": self.identity, "trials": [told(trial) for trial in self.trials]}
         write_whole(self.folder / TRIALS_FILE, json.dumps(kept, indent=1), "the trials of the search")
 
-    def table(self) -> tuple[Losses, Importance] | None:
+    def table(self) -> Losses | None:
         """What `keep_table` kept; None when there is nothing yet. Raises InputError for a damaged file."""
-        place = None if self.folder is None else self.folder / TABLE_FILE
-        if place is None or not place.exists() or not (place.parent / TRIALS_FILE).exists():
+        place = self.folder / TABLE_FILE
+        if not place.exists() or not (self.folder / TRIALS_FILE).exists():
             return None
         try:
             with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                arrays = dict(stored)
-            units, names = arrays.pop("units").tolist(), arrays.pop("formats").tolist()
-            losses = arrays.pop("losses")
+                units, names = stored["units"].tolist(), stored["formats"].tolist()
+                losses = stored["losses"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{place} is damaged ({error}): remove {place.parent} to begin anew") from None
         formats = [format_of(name) for name in names]
-        table = {
+        return {
             unit: dict(zip(formats, row.tolist(), strict=True))
             for unit, row in zip(units, losses, strict=True)
         }
-        return table, Importance(arrays)
 
-    def keep_table(self, table: Losses, importance: Importance) -> None:
+    def keep_table(self, table: Losses) -> None:
         """Raises OutputError when it cannot be written."""
-        if self.folder is None:
-            return
         units = list(table)
         formats = list(table[units[0]])
         facts = {
@@ -93,7 +87,7 @@ class BitMemory:
         }
         with whole_file(self.folder / TABLE_FILE, "the table of losses") as scratch:
             with scratch.open("wb") as file:
-                np.savez(file, **facts, **importance.of_inputs)  # type: ignore[arg-type]
+                np.savez(file, **facts)  # type: ignore[arg-type]
         self._write()
 
 

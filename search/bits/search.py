@@ -22,11 +22,11 @@ from ...compiler.errors import InputError
 from ...compiler.formats import Format
 from ...compiler.ir import Graph
 from .bounds import BitBound
+from .inputs import KeptInputs
 from .judge import Judge, Runs
-from .memory import BitMemory
+from .memory import INPUTS, BitMemory
 from .tables import (
     KINDS,
-    Importance,
     losses,
     measured,
 )
@@ -71,7 +71,7 @@ class BitSettings:
     def identity(self) -> str:
         """What its table and trials depend on, beside the model and the texts. Not the bound: trials of one
         help another."""
-        return f"{sorted(map(str, self.formats))} {self.table} {self.seed}"
+        return f"{sorted(map(str, self.formats))} {self.table} {self.seed} compensated"
 
 
 class BitSearch:
@@ -85,7 +85,7 @@ class BitSearch:
         table_runs: Runs,
         judge_runs: Runs,
         settings: BitSettings,
-        folder: Path | None,
+        folder: Path,
         report: Report,
         times: Times | None = None,
     ) -> None:
@@ -95,8 +95,9 @@ class BitSearch:
         self.went_on = len(self.memory.trials)
         self.times = times
         self.judge = Judge(graph, judge_runs)
-        self.table, self.importance = self._table(table_runs)
-        self.weights = CodedWeights(graph, self.importance)
+        self.inputs = KeptInputs(folder / INPUTS)
+        self.table = self._table(table_runs)
+        self.weights = CodedWeights(graph, self.inputs)
         self.explorer = Explorer(
             self.judge,
             self.units,
@@ -123,15 +124,10 @@ class BitSearch:
         if self.times is not None:
             room = math.floor(1e9 / bound.limit / slower) - self.times.rest
             return self.explorer.within(room, count)
-        room = bound.bytes(self.coded_weights, float_bytes, other_bytes)
-        found = self.explorer.within(room, count)
-        if found is None:
-            least = self.explorer.cost(self.explorer.cheapest)
-            raise InputError(
-                f"the codes have room for {room} bytes, but take at least {least} in these formats: "
-                "raise the bound, or give formats of fewer bits"
-            )
-        return found
+        least = self.explorer.cost(self.explorer.cheapest)
+        room = bound.room(least, self.coded_weights, float_bytes, other_bytes)
+        assert room is not None, "bounds on size and bits are left"
+        return self.explorer.within(room, count)
 
     @property
     def closest(self) -> Trial:
@@ -144,11 +140,11 @@ class BitSearch:
         self.memory.add(trial)
         self.report("measuring plans", len(self.memory.trials) - self.went_on, self.settings.trials)
 
-    def _table(self, runs: Runs) -> tuple[Mapping[str, Mapping[Format, float]], Importance]:
+    def _table(self, runs: Runs) -> Mapping[str, Mapping[Format, float]]:
         kept = self.memory.table()
         if kept is not None:
             return kept
-        kind, importance = self.settings.table, Importance()
+        kind = self.settings.table
         layers = [layer for unit in self.units for layer in unit.layers]
         slopes = None
         if kind == "curvature":
@@ -160,17 +156,17 @@ class BitSearch:
             self.settings.formats,
             slopes,
             "output" if kind == "measured" else kind,
-            importance,
+            self.inputs,
             partial(self.report, "losses of layers"),
         )
         if kind == "measured":
-            weights = CodedWeights(self.graph, importance)
+            weights = CodedWeights(self.graph, self.inputs)
             probe = probe_of(self.settings.formats)
             found = measured(
                 self.judge, self.units, found, probe, weights.decoded, partial(self.report, "KL of units")
             )
-        self.memory.keep_table(found, importance)
-        return found, importance
+        self.memory.keep_table(found)
+        return found
 
 
 def probe_of(formats: Sequence[Format]) -> Format:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,11 +26,12 @@ from ...compiler.formats import (
     decode,
     encode,
 )
-from ...compiler.formats.compensate import Compensation, Compensator, output_error
+from ...compiler.formats.compensate import output_error
 from ...compiler.ir import Graph, Node
 from ...passes.layer_coder import matrix_of
-from ...passes.layer_inputs import layer_inputs
+from ...passes.layer_inputs import LayerInputs, layer_inputs
 from ...passes.live_values import LiveValues, needed_nodes
+from .inputs import KeptInputs, coder_of
 from .judge import Judge, Runs
 from .units import Unit
 
@@ -45,13 +46,6 @@ Table = Mapping[str, Mapping[Format, float]]
 Step = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Importance:
-    """float32 [k] by layer: mean square of each input channel. A trial's weights are coded with them."""
-
-    of_inputs: dict[str, np.ndarray] = field(default_factory=dict)
-
-
 def losses(
     graph: Graph,
     runs: Runs,
@@ -59,10 +53,10 @@ def losses(
     formats: Sequence[Format],
     curvature: Mapping[str, np.ndarray] | None,
     kind: str,
-    importance: Importance,
+    kept: KeptInputs,
     step: Step = lambda done, total: None,
 ) -> dict[str, dict[Format, float]]:
-    """The table of this kind ("measured" is `measured`); fills `importance`. `curvature` by layer."""
+    """The table of this kind ("measured" is `measured`); fills `kept`. `curvature` by layer."""
     if kind not in ("output", "shiftadd", "curvature") or (kind == "curvature") != (curvature is not None):
         raise InternalError(f"no table of losses {kind!r}, or its curvature is missing or not wanted")
     unit_of = {layer: unit for unit in units for layer in unit.layers}
@@ -70,14 +64,18 @@ def losses(
     nodes = [node for node in graph.nodes if node.name in unit_of]
     wanted = Counter(_read_by(node) for node in nodes)
     running, done = needed_nodes(graph, wanted), 0
+    by_group, value, inputs = sorted(formats, key=lambda format: format.group), "", None
     with LiveValues(graph, runs, running, wanted) as values:
         running_names = {node.name for node in running}
         for node in graph.nodes:
             if node.name in unit_of:
                 slopes = None if curvature is None else curvature[node.name]
-                view = _view(graph, node, values, slopes, kind)
-                importance.of_inputs[node.name] = view.importance
-                for format in formats:
+                if node.op == "linear" and node.inputs[0] != value:
+                    value = node.inputs[0]
+                    inputs = layer_inputs(values, value)
+                    kept.put(value, inputs)
+                view = _view(graph, node, values, inputs, slopes, kind)
+                for format in by_group:
                     table[unit_of[node.name].name][format] += view.loss(format)
                 wanted[_read_by(node)] -= 1
                 if not wanted[_read_by(node)]:
@@ -94,19 +92,25 @@ def _read_by(node: Node) -> str:
     return node.inputs[0] if node.op == "linear" else node.inputs[1]
 
 
-def _view(graph: Graph, node: Node, values: LiveValues, slopes: np.ndarray | None, kind: str) -> _View:
+def _view(
+    graph: Graph,
+    node: Node,
+    values: LiveValues,
+    inputs: LayerInputs | None,
+    slopes: np.ndarray | None,
+    kind: str,
+) -> _View:
     matrix = matrix_of(graph, node)
     assert matrix is not None, "units are made of layers with matrices"
     weight = graph.params[matrix]
     if node.op == "gather":
         return _table_view(weight, node, values, slopes, kind)
-    inputs = layer_inputs(values, node.inputs[0])
+    assert inputs is not None, "of a linear layer"
     hessian = inputs.hessian / max(inputs.rows, 1)
     chosen, counts = sampled(np.ones(len(weight)) if slopes is None else slopes, SAMPLED)
     rows = np.ascontiguousarray(weight[chosen])
-    coder = Compensator(hessian, Compensation(sweeps=0))
-    importance = np.diagonal(hessian).astype(np.float32)
-    return _View(rows, counts, hessian, lambda format: coder.code(rows, format), kind, importance)
+    coder = coder_of(hessian, inputs.rows)
+    return _View(rows, counts, hessian, lambda format: coder.code(rows, format), kind)
 
 
 def _table_view(
@@ -120,7 +124,7 @@ def _table_view(
     flat = np.ones(k, np.float32)
     rows = np.ascontiguousarray(weight[chosen])
     metric = np.diag(np.ones(k) if slopes is None else slopes)
-    return _View(rows, counts / len(read), metric, lambda format: encode(rows, format, flat), kind, flat)
+    return _View(rows, counts / len(read), metric, lambda format: encode(rows, format, flat), kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +136,6 @@ class _View:
     metric: np.ndarray
     code: Callable[[Format], Coded]
     kind: str
-    importance: np.ndarray
 
     def loss(self, format: Format) -> float:
         decoded = decode(self.code(format))

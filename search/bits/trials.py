@@ -19,12 +19,13 @@ from ...compiler.formats import (
     decode,
     encode,
 )
+from ...compiler.formats.compensate import Compensator
 from ...compiler.ir import Graph
 from ..allocation import Variant, choose
 from ..belief import posterior
+from .inputs import KeptInputs
 from .judge import Judge
-from .tables import Importance
-from .units import Unit
+from .units import Matrix, Unit
 
 SPREAD, NOISE = 0.5, 0.03
 """Relative: of a table's entry, and of a measured sum."""
@@ -50,23 +51,29 @@ class Trial:
 
 
 class CodedWeights:
-    """Matrices in codes of least squared error (weighted by a layer's inputs; those of the head for a table
-    that is one too), made once when asked for."""
+    """Matrices in codes whose errors make each other good, for what a layer reads (the head of a table that
+    is one too); of least squared error where none does. Made once when asked for."""
 
-    def __init__(self, graph: Graph, importance: Importance) -> None:
-        self.graph, self.importance = graph, importance
+    def __init__(self, graph: Graph, inputs: KeptInputs) -> None:
+        self.graph, self.inputs = graph, inputs
         self._codes: dict[tuple[str, Format], Coded] = {}
+        self._coder: tuple[str, Compensator] | None = None
 
     def decoded(self, unit: Unit, format: Format) -> dict[str, np.ndarray]:
         """{matrix: float32 [n, k]}."""
         for matrix in unit.matrices:
             if (matrix.name, format) not in self._codes:
-                weight = self.graph.params[matrix.name]
-                width = weight.shape[1]
-                known = self.importance.of_inputs.get(matrix.layers[-1])
-                used = known if known is not None else np.ones(width, np.float32)
-                self._codes[matrix.name, format] = encode(weight, format, used)
+                self._codes[matrix.name, format] = self._coded(matrix, format)
         return {m.name: decode(self._codes[m.name, format]) for m in unit.matrices}
+
+    def _coded(self, matrix: Matrix, format: Format) -> Coded:
+        weight, reader = self.graph.params[matrix.name], self.graph.node(matrix.layers[-1])
+        if reader.op != "linear":
+            return encode(weight, format, np.ones(weight.shape[1], np.float32))
+        value = reader.inputs[0]
+        if self._coder is None or self._coder[0] != value:
+            self._coder = value, self.inputs.coder(value)
+        return self._coder[1].code(weight, format)
 
 
 class Explorer:

@@ -94,13 +94,21 @@ class LanguageModel:
         """Whether the tokenizer puts the first token of a text in front."""
         if self.tokenizer is None or self.config.bos is None:
             return False
+        return self.tokens_of("")[:1] == [self.config.bos]
+
+    def tokens_of(self, text: str) -> list[int]:
+        """The text as the model reads it. Raises ModelError without a tokenizer, and for one that cannot be
+        read.
+        """
         from tokenizers import Tokenizer
 
+        if self.tokenizer is None:
+            raise ModelError(f"{self.name} has no tokenizer: a text cannot be read with it")
         try:
             tokenizer = Tokenizer.from_str(self.tokenizer)
         except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
             raise ModelError(f"{self.name}: the tokenizer cannot be read: {error}") from None
-        return bool(tokenizer.encode("").ids[:1] == [self.config.bos])
+        return list(tokenizer.encode(text).ids)
 
     def codes(self, layer: str) -> Coded | None:
         """The weight of a layer as the file holds it, where a format has these very values; else None."""
