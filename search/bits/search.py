@@ -125,9 +125,9 @@ class BitSearch:
             room = math.floor(1e9 / bound.limit / slower) - self.times.rest
             return self.explorer.within(room, count)
         least = self.explorer.cost(self.explorer.cheapest)
-        room = bound.room(least, self.coded_weights, float_bytes, other_bytes)
-        assert room is not None, "bounds on size and bits are left"
-        return self.explorer.within(room, count)
+        most = bound.room(least, self.coded_weights, float_bytes, other_bytes)
+        assert most is not None, "bounds on size and bits are left"
+        return self.explorer.within(most, count)
 
     @property
     def closest(self) -> Trial:
