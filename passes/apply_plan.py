@@ -183,7 +183,7 @@ class _Planner:
             return value, self.stored[value]
         params = qparams(*self.ranges[value])
         if value not in self.copies:
-            attrs: Mapping[str, AttrValue] = {"y_inv": _f32(params.inverse), "y_zero": params.zero}
+            attrs: Mapping[str, AttrValue] = {"y_scale": _f32(params.scale), "y_zero": params.zero}
             self.copies[value] = self.scan.insert("quantize", (value,), f"{value}.q8", attrs)
         return self.copies[value], params
 

@@ -5,7 +5,7 @@
     a: add(dequantize(x8), dequantize(z8))        =>  a: add(x8, z8) {a_scale, a_zero, b_scale, b_zero}
     m: max_pool2d(dequantize(x8) {s, z})          =>  m8: max_pool2d(x8); m: dequantize(m8) {s, z}
     r: reduce_mean(dequantize(x8) {s, z})         =>  r: reduce_mean(x8) {x_scale=s, x_zero=z}
-    q: quantize(dequantize(x8) {s, z}) {1 / s, z} =>  (x8)
+    q: quantize(dequantize(x8) {s, z}) {s, z}     =>  (x8)
 
 In a float32 network there is nothing to do. ARCHITECTURE.md has the formulas.
 """
@@ -55,8 +55,8 @@ def _same_codes(scan: Scan, node: Node) -> bool:
     source = _source(scan, node.inputs[0])
     if source is None or source.attrs["x_zero"] != node.attrs["y_zero"]:
         return False
-    product: Any = float(source.attrs["x_scale"]) * float(node.attrs["y_inv"])  # type: ignore[arg-type]
-    return bool(abs(product - 1) < 1e-6)
+    ratio: Any = float(source.attrs["x_scale"]) / float(node.attrs["y_scale"])  # type: ignore[arg-type]
+    return bool(abs(ratio - 1) < 1e-6)
 
 
 def _undone(scan: Scan, node: Node) -> Node | None:
@@ -74,7 +74,7 @@ def _stored(scan: Scan, node: Node) -> Node:
     producer = scan.sole_producer(node.inputs[0])
     if producer is None or producer.op not in (*LAYERS, "add") or producer.type.dtype != "float32":
         return node
-    inverse = float(node.attrs["y_inv"])  # type: ignore[arg-type]
+    inverse = _f32(1.0 / float(node.attrs["y_scale"]))  # type: ignore[arg-type]
     attrs: dict[str, AttrValue] = {**producer.attrs, "out_dtype": "uint8", "y_zero": node.attrs["y_zero"]}
     inputs = producer.inputs
     if attr(producer, "act") in ("none", "clip") and _scaled(scan, producer):

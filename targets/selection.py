@@ -43,7 +43,9 @@ def _activation(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Kernel
 
 
 def _quantize(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall:
-    return _flat(node, isa, (("float32", 1.0, 0),), y_inv=a["y_inv"], y_zero=a["y_zero"], out_dtype="uint8")
+    return _flat(
+        node, isa, (("float32", 1.0, 0),), y_scale=a["y_scale"], y_zero=a["y_zero"], out_dtype="uint8"
+    )
 
 
 def _dequantize(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall:

@@ -314,7 +314,7 @@ OTHERS: dict[str, tuple[str, Sample]] = {
     },
     "quantize of wild values": (
         "quantize",
-        Sample((TensorType((3, 67)),), {"y_inv": 1e6, "y_zero": 3}, -1e6, 1e6),
+        Sample((TensorType((3, 67)),), {"y_scale": 1e-6, "y_zero": 3}, -1e6, 1e6),
     ),
 }
 """The same for the other operators."""

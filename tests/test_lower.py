@@ -202,7 +202,7 @@ def small_network() -> Graph:
     x = b.input("x", (1, 6, 6, 8))
     w = b.param("w", rng.standard_normal((8, 8, 3, 3)).astype(np.float32))
     y = b.add("conv2d", [x, w, "", x], name="conv", layout="NHWC", pads=(1, 1, 1, 1))
-    q = b.add("quantize", [y], y_inv=4.0, y_zero=128)
+    q = b.add("quantize", [y], y_scale=0.25, y_zero=128)
     w8 = b.param("w8", rng.integers(-127, 128, (8, 1, 3, 3), np.int8))
     s = b.param("s", np.full(8, 1e-3, np.float32))
     z = b.add("conv2d", [q, w8, "", "", s], name="depthwise", layout="NHWC", groups=8, x_zero=128)

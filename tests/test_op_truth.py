@@ -143,7 +143,7 @@ def test_float_linear_and_matmul(rng):
 def test_quantize_rounds_ties_to_even_and_saturates():
     x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 1000, -1000, np.inf, -np.inf], np.float32)
     np.testing.assert_array_equal(
-        run("quantize", x, y_inv=1.0, y_zero=10), [10, 12, 12, 10, 8, 255, 0, 255, 0]
+        run("quantize", x, y_scale=1.0, y_zero=10), [10, 12, 12, 10, 8, 255, 0, 255, 0]
     )
     q = np.array([0, 10, 255], np.uint8)
     np.testing.assert_array_equal(run("dequantize", q, x_scale=0.5, x_zero=10), [-5, 0, 122.5])

@@ -26,20 +26,24 @@ def _infer_quantize(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 
 def _reference_quantize(inputs: Sequence[Any], attrs: Attrs) -> Any:
-    return store(inputs[0], {**attrs, "out_dtype": "uint8"})
+    import torch
+
+    steps = inputs[0] / torch.tensor(attrs["y_scale"], dtype=torch.float32)
+    return store(steps, {"y_inv": 1.0, "y_zero": attrs["y_zero"], "out_dtype": "uint8"})
 
 
 QUANTIZE = OpDef(
-    name="quantize",  # saturate_u8(rint(x * y_inv) + y_zero)
+    # saturate_u8(rint(x / y_scale) + y_zero): divides, as ONNX does; a reciprocal would move ties
+    name="quantize",
     inputs=("x",),
     required=1,
     infer=_infer_quantize,
     reference=_reference_quantize,
     samples=(
-        Sample((TensorType((1, 3, 9, 11)),), {"y_inv": 60.0, "y_zero": 128}),
-        Sample((TensorType((4, 130)),), {"y_inv": 900.0, "y_zero": 3}),
+        Sample((TensorType((1, 3, 9, 11)),), {"y_scale": 0.017, "y_zero": 128}),
+        Sample((TensorType((4, 130)),), {"y_scale": 0.0011, "y_zero": 3}),
     ),
-    attrs={"y_inv": None, "y_zero": None},
+    attrs={"y_scale": None, "y_zero": None},
     couple=same_axes,
     flops=lambda types, outs, attrs: outs[0].size,
 )

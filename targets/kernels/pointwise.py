@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from . import emit
 from .epilogue import activate, quantise, real
 
@@ -15,8 +17,8 @@ CHUNK = 8192
 
 @dataclass(frozen=True)
 class PointwiseSpec:
-    """y = quantise(act(sum of real(x_i))) over `count` elements; `inputs` holds (dtype, scale, zero) of
-    each x."""
+    """y = quantise(act(sum of real(x_i)) / y_scale) over `count` elements; `inputs` holds (dtype, scale,
+    zero) of each x."""
 
     lanes: int
     count: int
@@ -26,6 +28,7 @@ class PointwiseSpec:
     hi: float = math.inf
     alpha: float = 0.01
     y_inv: float = 1.0
+    y_scale: float = 1.0
     y_zero: int = 0
     out_dtype: str = "float32"
 
@@ -50,7 +53,10 @@ def emit_pointwise(spec: PointwiseSpec, name: str) -> Any:
             for x, (dtype, scale, zero) in zip(xs, spec.inputs, strict=True):
                 value = real(emit.load(x, at, lanes), dtype, scale, zero, lanes)
                 total = value if total is None else total + value
-            emit.store(y, at, quantise(activate(total, spec, lanes), spec, lanes), lanes)
+            f = activate(total, spec, lanes)
+            if spec.y_scale != 1.0:
+                f = f / divisor(spec.y_scale, lanes)
+            emit.store(y, at, quantise(f, spec, lanes), lanes)
 
         with emit.loop(begin, end) as task:
             count = emit.vmin(CHUNK, spec.count - task * CHUNK) if spec.count % CHUNK else CHUNK
@@ -61,6 +67,12 @@ def emit_pointwise(spec: PointwiseSpec, name: str) -> Any:
                     put(task * CHUNK + i, 1)
 
     return emit.kernel(name, pointwise_params(spec), body)
+
+
+def divisor(value: float, lanes: int) -> Any:
+    """A constant to divide by, as its bits: of a division by a number TVM makes a product with its inverse."""
+    number = int(np.float32(value).view(np.int32))
+    return emit.bits(emit.splat(number, "int32", lanes), "float32", lanes)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ def _numbers(c: Converter, node: OnnxNode, scale: int, zero: int) -> tuple[float
     z = single(c.known(node, zero, "zero point")) if node.has_input(zero) else 0.0
     if s is None or z is None:
         raise UnsupportedForm("scales per channel of activations")
+    if not np.isfinite(s) or s <= 0:
+        raise UnsupportedForm(
+            f"the scale {node.inputs[scale]!r} is {s}: values were infinite when it was calibrated (a mask "
+            "of -3.4e38?); quantise again without this operator, or with a mask of -1e4"
+        )
     return s, int(z)
 
 

@@ -73,16 +73,17 @@ def _quantize(c: Converter, node: OnnxNode) -> Result:
     known = one is not None and shift is not None and (zero is not None or not node.has_input(2))
     if known and dtype in BYTES and c.type(c.value(node)).dtype == "float32":
         assert one is not None and shift is not None
+        if not np.isfinite(one) or one <= 0:  # what float32 makes of it; nothing is stored in such steps
+            return _quantize_spelled_out(c, node, dtype)
         return store(c, node, c.value(node), one, int(shift), dtype)
     return _quantize_spelled_out(c, node, dtype)
 
 
 def store(c: Converter, node: OnnxNode, x: str, scale: float, zero: int, dtype: str, part: str = "") -> str:
     """A float32 value as codes of an 8-bit type; the uint8 form is kept in mind."""
-    inverse = float(np.float32(1.0 / np.float32(scale)))
     offset = BYTES[dtype]
     plain = part if dtype == "uint8" else f"{part or 'codes'}.bytes"
-    stored = c.emit(node, "quantize", [x], plain, y_inv=inverse, y_zero=zero + offset)
+    stored = c.emit(node, "quantize", [x], plain, y_scale=float(np.float32(scale)), y_zero=zero + offset)
     return from_bytes(c, node, stored, dtype, part)
 
 
