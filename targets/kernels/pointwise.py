@@ -70,7 +70,7 @@ def emit_pointwise(spec: PointwiseSpec, name: str) -> Any:
 
 
 def divisor(value: float, lanes: int) -> Any:
-    """A constant to divide by, as its bits: of a division by a number TVM makes a product with its inverse."""
+    """A constant to divide by, as its bits: TVM turns a division by a number into a product."""
     number = int(np.float32(value).view(np.int32))
     return emit.bits(emit.splat(number, "int32", lanes), "float32", lanes)
 
