@@ -138,7 +138,7 @@ def _attention(c: Converter, node: OnnxNode) -> list[Result]:
     width = c.type(product).shape[2]
     widths = node.get_ints("qkv_hidden_sizes", (width // 3,) * 3)
     q, k, v = (
-        apart(c, node, _columns(c, node, product, at, at + size, name), heads, f"{name}.heads")
+        apart(c, node, columns(c, node, product, at, at + size, name), heads, f"{name}.heads")
         for at, size, name in zip(np.cumsum((0, *widths[:2])).tolist(), widths, ("q", "k", "v"), strict=True)
     )
     if node.has_input(4):
@@ -154,7 +154,8 @@ def _attention(c: Converter, node: OnnxNode) -> list[Result]:
     return [y, _present(c, node, k, v)] if node.used_outputs() > 1 else [y]
 
 
-def _columns(c: Converter, node: OnnxNode, x: str, begin: int, end: int, name: str) -> str:
+def columns(c: Converter, node: OnnxNode, x: str, begin: int, end: int, name: str) -> str:
+    """Some neighbours of the last axis."""
     rank = len(c.type(x).shape)
     starts, stops = [0] * rank, list(c.type(x).shape)
     starts[-1], stops[-1] = begin, end
@@ -251,8 +252,8 @@ def rotated(c: Converter, node: OnnxNode, x: str, cos: str, sin: str, interleave
     """x [batch, heads, steps, size] with its first 2 * half channels turned; cos [.., 1, steps, half]."""
     batch, heads, steps, size = c.type(x).shape
     half = c.type(cos).shape[-1]
-    kept = [] if size == 2 * half else [_columns(c, node, x, 2 * half, size, "kept")]
-    piece = x if not kept else _columns(c, node, x, 0, 2 * half, "turning")
+    kept = [] if size == 2 * half else [columns(c, node, x, 2 * half, size, "kept")]
+    piece = x if not kept else columns(c, node, x, 0, 2 * half, "turning")
     pairs = (batch, heads, steps, half, 2) if interleaved else (batch, heads, steps, 2, half)
     split, axis = c.reshape(node, piece, pairs, "pairs"), 4 if interleaved else 3
     a, b = (_taken(c, node, split, axis, i, (batch, heads, steps, half)) for i in range(2))

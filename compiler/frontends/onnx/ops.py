@@ -12,6 +12,7 @@ from .converter import Rule
 from .einsum import EINSUM_RULES
 from .fourier import FOURIER_RULES
 from .generate import GENERATE_RULES
+from .grouped import GROUPED_RULES
 from .index import INDEX_RULES
 from .logic import LOGIC_RULES
 from .math import MATH_RULES
@@ -43,6 +44,7 @@ RULES: dict[str, Rule] = {
     **BLOCK_RULES,
     **MICROSOFT_RULES,
     **ATTENTION_RULES,
+    **GROUPED_RULES,
     **MATH_RULES,
     **ACTIVATION_RULES,
     **REDUCE_RULES,
