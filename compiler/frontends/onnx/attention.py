@@ -128,29 +128,35 @@ def _joined(c: Converter, node: OnnxNode, past: str | None, new: str, name: str)
 
 def _attention(c: Converter, node: OnnxNode) -> list[Result]:
     """Input [batch, steps, width] times weights of queries, keys and values side by side."""
-    if node.get_int("do_rotary", 0) or node.has_input(6):
-        raise UnsupportedForm("do_rotary, or a past of its own length")
-    x, heads = c.value(node), int(node.attrs["num_heads"])
+    if node.has_input(6):
+        raise UnsupportedForm("a past of its own length")
     product = part(c, node, "MatMul", node.inputs[:2])
     if node.has_input(2):
         product = c.emit(node, "add", [product, c.value(node, 2)], "biased")
-    batch, steps = c.type(x).shape[:2]
-    width = c.type(product).shape[2]
+    return attended(c, node, product, mask=3, past=4, bias=5)
+
+
+def attended(c: Converter, node: OnnxNode, product: str, mask: int, past: int, bias: int) -> list[Result]:
+    """Of queries, keys and values side by side; `mask`, `past`, `bias`: the inputs that these are."""
+    if node.get_int("do_rotary", 0):
+        raise UnsupportedForm("do_rotary")
+    heads = int(node.attrs["num_heads"])
+    batch, steps, width = c.type(product).shape
     widths = node.get_ints("qkv_hidden_sizes", (width // 3,) * 3)
     q, k, v = (
         apart(c, node, columns(c, node, product, at, at + size, name), heads, f"{name}.heads")
         for at, size, name in zip(np.cumsum((0, *widths[:2])).tolist(), widths, ("q", "k", "v"), strict=True)
     )
-    if node.has_input(4):
-        past = c.value(node, 4)
+    if node.has_input(past):
+        before = c.value(node, past)
         k, v = (
-            _joined(c, node, _half(c, node, past, i), new, name)
+            _joined(c, node, _half(c, node, before, i), new, name)
             for i, (new, name) in enumerate(((k, "keys"), (v, "values")))
         )
     total = c.type(k).shape[2]
     sizes = Sizes(batch, steps, total - steps, total)
     scale = node.get_float("scale", 0.0) or 1 / math.sqrt(widths[0] // heads)
-    y = attend(c, node, q, k, v, scale, _masks(c, node, sizes, 3, 5))
+    y = attend(c, node, q, k, v, scale, _masks(c, node, sizes, mask, bias))
     return [y, _present(c, node, k, v)] if node.used_outputs() > 1 else [y]
 
 

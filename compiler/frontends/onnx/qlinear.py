@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .attention import attended
 from .converter import (
     Converter,
     OnnxNode,
@@ -187,19 +188,27 @@ def _to_float(c: Converter, node: OnnxNode) -> Result:
 
     Data and its scale and zero point are computed; those of weights are known.
     """
-    c.values[f"{node.output}.a"] = _real_at_run_time(c, node)
+    c.values[f"{node.output}.a"] = _real_at_run_time(c, node, 2, 4)
     return _product_with_codes(c, node, f"{node.output}.a", 1, (3, 5), 6)
 
 
-def _real_at_run_time(c: Converter, node: OnnxNode) -> str:
-    """(x - zero) * scale, of the inputs 0, 4 and 2."""
+def _attention(c: Converter, node: OnnxNode) -> list[Result]:
+    """ONNX Runtime's QAttention: data of computed scale and zero point times weights of q, k and v."""
+    c.values[f"{node.output}.a"] = _real_at_run_time(c, node, 3, 6)
+    product = _product_with_codes(c, node, f"{node.output}.a", 1, (4, 7), 2)
+    assert isinstance(product, str)
+    return attended(c, node, product, mask=5, past=8, bias=len(node.inputs))
+
+
+def _real_at_run_time(c: Converter, node: OnnxNode, scale: int, zero: int) -> str:
+    """(x - zero) * scale, of the input 0 and those."""
     dtype = c.type(c.value(node)).dtype
     x = c.cast(node, real(c, node, c.value(node), 1.0, 0, "a.whole"), "float32", "a.wide")
-    if node.has_input(4):
-        x = c.emit(node, "sub", [x, c.cast(node, c.value(node, 4), "float32", "a.zero")], "a.centred")
+    if node.has_input(zero):
+        x = c.emit(node, "sub", [x, c.cast(node, c.value(node, zero), "float32", "a.zero")], "a.centred")
     if dtype not in BYTES:
         raise UnsupportedForm(f"data of type {dtype}")
-    return c.emit(node, "mul", [x, c.value(node, 2)], "a")
+    return c.emit(node, "mul", [x, c.value(node, scale)], "a")
 
 
 def _dynamic_matmul(c: Converter, node: OnnxNode) -> Result:
@@ -236,7 +245,7 @@ def _product_with_codes(
     name = f"{node.inputs[at]}.real"
     c.constants[name] = centred.astype(np.float32) * factors
     y = c.computed(_inner(node, "MatMul", (a, name)))
-    return c.emit(node, "add", [y, c.value(node, bias)]) if node.has_input(bias) else y
+    return c.emit(node, "add", [y, c.value(node, bias)], "biased") if node.has_input(bias) else y
 
 
 def _qgemm(c: Converter, node: OnnxNode) -> Result:
@@ -260,6 +269,7 @@ def _microsoft() -> dict[str, Rule]:
     rules: dict[str, Rule] = {
         "DynamicQuantizeMatMul": _dynamic_matmul,
         "MatMulIntegerToFloat": _to_float,
+        "QAttention": _attention,
         "QGemm": _qgemm,
         "QLinearAdd": _elementwise("add"),
         "QLinearAveragePool": _unary("AveragePool", ("channels_last",)),
