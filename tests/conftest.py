@@ -1,5 +1,6 @@
 """Shared by all tests: where the repository is, a seeded generator, few threads."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -10,13 +11,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt.
+ONE_EACH = ("BITSMITH_JOBS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""How many compilers and threads each of several test processes uses: the cores are taken."""
 
-    Where the tests themselves run in several processes, more compilers only cost their start."""
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if hasattr(config, "workerinput"):
-        os.environ.setdefault("BITSMITH_JOBS", "1")
+    if config.getoption("numprocesses", None):
+        for name in ONE_EACH:
+            os.environ.setdefault(name, "1")
+
+
+def pytest_collection_finish() -> None:
+    """All modules are in: what they hold stays, and no garbage collection needs to look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,6 @@ def _call(subject: Subject) -> Callable[[Feed], Any]:
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -44,6 +44,7 @@ from .shapes import (
 )
 
 MOST_ELEMENTS = 2**31 - 1  # of one value: 8 GiB as float32
+COLLECTED = 64 << 20  # bytes of weights whose copies are worth a garbage collection: 0.1 to 0.5 s
 
 
 def load_onnx(
@@ -66,7 +67,8 @@ def load_onnx(
     fix_shapes(model, shapes or {}, label, given)
     model = inline_definitions(model, KNOWN)
     model, weights = optimized(model, label)
-    gc.collect()  # the optimizer's graph is full of circles, and holds a copy of all weights
+    if model.ByteSize() + sum(array.nbytes for array in weights.values()) > COLLECTED:
+        gc.collect()  # the optimizer's graph is full of circles, and holds a copy of all weights
     title = source.stem if isinstance(source, Path) else model.graph.name
     return _convert(model, title or "model", label, names, weights)
 
