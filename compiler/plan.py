@@ -114,7 +114,7 @@ class Plan:
             layers |= {node.name: "float32" for node in unfit}
             layers |= {node.name: choice for node in tables_of(graph)}
         elif choice == "int8":
-            layers |= {node.name: TABLE_INT8 for node in tables_of(graph) if _is_large(graph, node)}
+            layers |= {node.name: TABLE_INT8 for node in large_tables_of(graph)}
         return Plan(graph.name, layers, calibration or Calibration())
 
     def choice(self, layer: str) -> str:
@@ -233,9 +233,10 @@ def tables_of(graph: Graph) -> tuple[Node, ...]:
     return tuple(found)
 
 
-def _is_large(graph: Graph, table: Node) -> bool:
-    kind = graph.type_of(table.inputs[0])
-    return kind.size >= LARGE_TABLE and kind.shape[1] >= LONG_ROW
+def large_tables_of(graph: Graph) -> tuple[Node, ...]:
+    """Those of them that are rows of int8 where every layer is int8."""
+    kinds = ((node, graph.type_of(node.inputs[0])) for node in tables_of(graph))
+    return tuple(node for node, kind in kinds if kind.size >= LARGE_TABLE and kind.shape[1] >= LONG_ROW)
 
 
 _UNFIT = {

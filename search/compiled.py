@@ -16,6 +16,7 @@ from ..compiler.artifact import Artifact
 from ..compiler.calibrate import Ranges
 from ..compiler.database import Database
 from ..compiler.errors import InputError
+from ..compiler.formats import Coded
 from ..compiler.ir import Graph, Node
 from ..compiler.ledger import LedgerRow
 from ..compiler.measure import (
@@ -24,8 +25,9 @@ from ..compiler.measure import (
     measure_latency,
     quality,
 )
-from ..compiler.plan import Plan, fits, free_layers_of
+from ..compiler.plan import TABLE_INT8, Plan, fits, free_layers_of, large_tables_of
 from ..passes.apply_plan import apply_plan
+from ..passes.code_layers import round_layers
 from ..passes.quantise import Memo
 from .costs import cost_table
 from .data import Data
@@ -93,7 +95,8 @@ class CompiledEvaluator:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        return tuple(_describe(self.graph, node) for node in free_layers_of(self.graph))
+        layers = tuple(_describe(self.graph, node) for node in free_layers_of(self.graph))
+        return (*(_describe_table(self.graph, node) for node in large_tables_of(self.graph)), *layers)
 
     @cached_property
     def base_plan(self) -> Plan:
@@ -112,13 +115,18 @@ class CompiledEvaluator:
 
     @cached_property
     def _one_layer_plans(self) -> dict[str, Graph]:
-        plans = {x.name: self.base_plan.with_choice(x.name, "int8") for x in self.layers}
+        plans = {x.name: self.base_plan.with_choice(x.name, x.quantised) for x in self.layers}
         return {name: self._apply(plan) for name, plan in plans.items()}
 
     def _apply(self, plan: Plan) -> Graph:
-        return apply_plan(
-            self.graph, plan, self.ranges, pair_bound=self.target.pair_bound, memo=self._quantised
-        )
+        bound, codes = self.target.pair_bound, {name: self._codes[name] for name in plan.coded}
+        return apply_plan(self.graph, plan, self.ranges, pair_bound=bound, memo=self._quantised, coded=codes)
+
+    @cached_property
+    def _codes(self) -> Mapping[str, Coded]:
+        """Of the large tables: made once, as many plans have them."""
+        tables = {x.name: x.quantised for x in self.layers if x.op == "gather"}
+        return round_layers(self.graph, Plan(self.graph.name, tables))
 
     def costs(self, progress: Progress) -> CostTable:
         done = 0
@@ -127,10 +135,8 @@ class CompiledEvaluator:
             nonlocal done
             progress("kernel times", done, 2 + done)
             done += 1
-            plan = self.base_plan
-            for name in int8:
-                plan = plan.with_choice(name, "int8")
-            planned = self.planned(plan)
+            chosen = {x.name: x.quantised for x in self.layers if x.name in int8}
+            planned = self.planned(replace(self.base_plan, layers={**self.base_plan.layers, **chosen}))
             return planned, self._kernel_times(planned)
 
         table = cost_table(self.graph, measure)
@@ -243,3 +249,10 @@ def _describe(graph: Graph, node: Node) -> Layer:
         float_bytes=storage.total_bytes,
         int8_bytes=int8_storage(graph.type_of(node.inputs[1])).total_bytes,
     )
+
+
+def _describe_table(graph: Graph, node: Node) -> Layer:
+    """Rows of float32, or of int8 with a scale for each."""
+    kind, users = graph.type_of(node.inputs[0]), len(graph.consumers(node.inputs[0]))
+    small = kind.size + 4 * kind.shape[0]
+    return Layer(node.name, node.op, node.type.shape, 0, kind.size, kind.nbytes // users, small, TABLE_INT8)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..compiler.ir import Graph
-from ..compiler.plan import layers_of
+from ..compiler.plan import large_tables_of, layers_of
 from .allocation import Edge
 from .evaluator import CostTable
 
@@ -23,8 +23,9 @@ PATTERN_BITS = 3
 
 
 def cost_table(graph: Graph, measure: Callable[[frozenset[str]], Measured]) -> CostTable:
-    """`measure(int8 layers)` gives the planned graph and its kernel times; `graph` is the prepared one."""
-    names = [node.name for node in layers_of(graph)]
+    """`measure(int8 layers)` gives the planned graph and its kernel times; `graph` is the prepared one.
+    Tables are layers here, which no conversion is beside."""
+    names = [node.name for node in (*large_tables_of(graph), *layers_of(graph))]
     pairs = layer_edges(graph)
     floats, quantised = measure(frozenset()), measure(frozenset(names))
     alone = Alone(

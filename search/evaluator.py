@@ -24,7 +24,9 @@ SEARCH_PART, CONFIRM_PART = "search", "confirm"
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that the plan decides about. `shape` is of its output; bytes count weights, bias and scales."""
+    """A layer that the plan decides about, or a large table. `shape` is of its output; bytes count weights,
+    bias and scales. `quantised`: what a plan calls its int8 form.
+    """
 
     name: str
     op: str
@@ -33,6 +35,7 @@ class Layer:
     weights: int
     float_bytes: int
     int8_bytes: int
+    quantised: str = "int8"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def measure_baselines(session: Session) -> None:
         while int8 not in session.candidates:
             session.progress("baselines", len(session.candidates), 2)
             if not session.study.waiting():
-                session.study.enqueue(session.plan(int8).layers, "baseline")
+                session.study.enqueue(session.choices(int8), "baseline")
             session.run(session.study.ask())
     session.progress("baselines", 2, 2)
 
@@ -129,7 +129,7 @@ class Explorer:
             if not self.goes_on:
                 return None
             self.report()
-            self.session.study.enqueue(self.session.plan(allocation.int8).layers, "allocation")
+            self.session.study.enqueue(self.session.choices(allocation.int8), "allocation")
             self.empty_queue()
         return self.session.candidates.get(allocation.int8)
 
@@ -164,7 +164,7 @@ class Explorer:
         """The sampler's turn, which corrects for what does not add up."""
         session, repeats = self.session, 0
         belief = self._belief()
-        session.study.use(lambda: session.plan(belief.propose(session.candidates)).layers)
+        session.study.use(lambda: session.choices(belief.propose(session.candidates)))
         while self.goes_on and len(session.candidates) < 2 ** len(session.names):
             self.report()
             before = len(session.candidates)

@@ -15,7 +15,7 @@ from ..compiler.files import write_whole
 from ..compiler.ledger import LedgerRow
 from ..compiler.machine import Machine
 from ..compiler.measure import Latency, Quality
-from ..compiler.plan import Plan
+from ..compiler.plan import TABLE_INT8, Plan
 from .metrics import Reading
 
 VERSION = 1
@@ -56,7 +56,8 @@ class Candidate:
 
     @property
     def int8_layers(self) -> frozenset[str]:
-        return frozenset(x for x, choice in self.plan.layers.items() if choice == "int8")
+        """Layers and tables in int8."""
+        return frozenset(x for x, choice in self.plan.layers.items() if choice in ("int8", TABLE_INT8))
 
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -96,8 +96,12 @@ class Session:
         timeout = self.settings.timeout
         return timeout is not None and time.monotonic() - self.started >= timeout
 
+    def choices(self, int8: frozenset[str]) -> dict[str, str]:
+        """As the study has them: one of its two for each layer."""
+        return {name: INT8 if name in int8 else FLOAT for name in self.names}
+
     def plan(self, int8: frozenset[str]) -> Plan:
-        choices = {name: INT8 if name in int8 else FLOAT for name in self.names}
+        choices = {x.name: x.quantised if x.name in int8 else FLOAT for x in self.evaluator.layers}
         return replace(self.evaluator.base_plan, layers=choices)
 
     def load_finished(self) -> None:
