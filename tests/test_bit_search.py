@@ -15,6 +15,7 @@ from bitsmith.compiler.pipeline.decode_times import DecodeTimes, decode_times
 from bitsmith.compiler.pipeline.speeds import Speed
 from bitsmith.compiler.plan import Plan
 from bitsmith.compiler.reference import run_reference
+from bitsmith.passes.code_layers import code_layers
 from bitsmith.passes.layer_coder import EncodeOptions
 from bitsmith.passes.layer_inputs import LayerInputs
 from bitsmith.search.allocation import Variant, choose, undominated
@@ -149,6 +150,22 @@ def test_kl_is_that_of_torch(checkpoint, graph, judge):
     assert judge.kl({}) == pytest.approx(0, abs=1e-9)
 
 
+def test_kl_of_codes_is_that_of_the_coded_graph(graph, judge):
+    """Which also reads int8, with a scale for each group."""
+    format, wanted = format_of("int6:32"), []
+    matrices = [m for unit in units_of(graph)[1:] for m in unit.matrices]
+    codes = {m.layers[0]: encode(graph.params[m.name], format) for m in matrices}
+    coded = code_layers(graph, codes)
+    for run in texts():
+        both = (next(iter(run_reference(g, run).values())) for g in (graph, coded))
+        ours, theirs = (torch.from_numpy(each).log_softmax(-1) for each in both)
+        wanted.append((ours.exp() * (ours - theirs)).sum(-1).mean().item())
+    changed = {m.name: decode(codes[m.layers[0]]) for m in matrices}
+    found = judge.kl(changed, dict.fromkeys(codes, format))
+    assert found == pytest.approx(np.mean(wanted), rel=1e-3)
+    assert found > 1.02 * judge.kl(changed), "what is read in int8 costs something, too"
+
+
 def test_curvature_foretells_the_kl_of_small_noise(graph, judge):
     """Noise on one layer's weights moves its outputs by a known variance."""
     layer = "model.layers.1.mlp.down_proj"
@@ -205,7 +222,9 @@ def test_a_measured_table_is_of_measured_kl(graph, judge, tmp_path):
     weights = CodedWeights(graph, inputs)
     table = measured(judge, units, output, FORMATS[1], weights.decoded)
     for unit in units:
-        assert table[unit.name][FORMATS[1]] == pytest.approx(judge.kl(weights.decoded(unit, FORMATS[1])))
+        assert table[unit.name][FORMATS[1]] == pytest.approx(
+            judge.kl(weights.decoded(unit, FORMATS[1]), dict.fromkeys(unit.layers, FORMATS[1]))
+        )
         ratio = table[unit.name][FORMATS[0]] / table[unit.name][FORMATS[1]]
         assert ratio == pytest.approx(output[unit.name][FORMATS[0]] / output[unit.name][FORMATS[1]])
 

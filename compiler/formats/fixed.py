@@ -13,8 +13,10 @@ import numpy as np
 from .coded import Choose, Parameters
 from .scales import Store
 
-SHRINK = tuple(np.linspace(1.0, 0.3, 15).tolist())
+SHRINK = tuple(np.linspace(1.0, 0.3, 8).tolist())
 """What the scale that keeps the whole range is multiplied with in a search."""
+NUDGES = (0.94, 1.06)
+"""What the best of these is multiplied with then."""
 REFINEMENTS = 2
 HALVES = 512
 
@@ -65,6 +67,9 @@ def fit(
                     store.real(largest * (factor / reach[i])), np.full(len(groups), i, np.uint8)
                 )
                 best, error = _better(groups, tables, importance, tried, best, error)
+        for nudge in NUDGES if search else ():
+            tried = Parameters(store.real(best.scale * np.float32(nudge)), best.side)
+            best, error = _better(groups, tables, importance, tried, best, error)
         for _ in range(REFINEMENTS if search else 0):
             tried = refined(groups, tables, importance, store, best)
             best, error = _better(groups, tables, importance, tried, best, error)

@@ -122,6 +122,13 @@ def _grouped(x: Any, format: Format, k: int) -> Any:
     return torch.nn.functional.pad(x, (0, missing)).reshape(len(x), format.groups(k), -1)
 
 
+def rounded_inputs(x: Any, format: Format) -> Any:
+    """float32 [..., k] as `int8:group` reads it beside a weight in this format, scales included."""
+    rows = x.reshape(-1, x.shape[-1])
+    q, s = quantised_rows(_grouped(rows, format, x.shape[-1]))
+    return (q * s).reshape(len(rows), -1)[:, : x.shape[-1]].reshape(x.shape)
+
+
 def _integer_sums(coded: Coded, q: Any) -> Any:
     """float64 [t, n, groups]: sums of level * q; q float64 [t, groups, width]."""
     import torch

@@ -31,9 +31,15 @@ if TYPE_CHECKING:
     from ...search.bits.trials import Trial
     from ...search.bits.units import Unit
 
-FORMATS = ("int2:64", "bitmod3:64", "bitmod4:64", "int5:64", "int6:64", "int8:64")
-"""A ladder from 2 to 8 bits. Groups of 64 divide more widths than those of 128, and what the last group of
-a row lacks is stored all the same: of SmolLM2-135M bitmod3:128 takes 3.41 bits a weight, bitmod3:64 3.21."""
+FORMATS = (
+    *("int2:64", "bitmod3:192", "bitmod3:128", "bitmod3:64", "bitmod3:32"),
+    *("bitmod4:64", "int5:64", "int6:64", "int8:64"),
+)
+"""A ladder from 2 to 8 bits. Smaller groups take off as much error for a bit as wider codes do, and layers
+need steps as fine as they differ. Most widths are multiples of 128 or 192; what the last group of a row lacks
+is stored all the same: of 576 inputs bitmod3:128 takes 3.4 bits a weight, bitmod3:64 3.2. Whole rows are not
+among them: activations would have one scale for a token, and lose more than the weights gain.
+"""
 TRIALS = 8
 JUDGED = 4
 """Of so many windows of the text one judges; the others make the table and the codes."""
@@ -47,7 +53,7 @@ ROUNDS = 3
 @dataclass(frozen=True)
 class BitPoint:
     """A plan that was measured: `bits` per coded weight with all metadata; `kl` in nats per token, of layers
-    that were coded one by one, with float32 activations."""
+    that were coded one by one, each for what it reads in the float model."""
 
     name: str
     bits: float
@@ -222,7 +228,7 @@ class _Finish:
         )
         coded = {layer: each.coded for layer, each in codes}
         matrices = {m.name: decode(coded[m.layers[0]]) for unit in search.units for m in unit.matrices}
-        kl = search.judge.kl(matrices)
+        kl = search.judge.kl(matrices, formats)
         del matrices
         artifact = self.place / BEST
         cross_compile(self.model, artifact, target=self.target, plan=plan, coded=coded, progress=self.report)

@@ -1,19 +1,24 @@
 """How far a language model moves when its weights are coded: KL from the float model on some texts, and how
 much each output of each layer counts for it.
 
-Everything runs in the reference executor, with float32 activations; the weights are held once.
+Everything runs in the reference executor; the weights are held once. What coded layers read is rounded to
+int8 as the compiled ones do, with one scale for each group of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ...compiler.errors import InputError
+from ...compiler.formats import Format
 from ...compiler.ir import Graph
 from ...compiler.ops import OPS
+from ...compiler.ops.coded import rounded_inputs
 
 Runs = Sequence[Mapping[str, np.ndarray]]
 ROWS = 64
@@ -30,22 +35,28 @@ class Judge:
 
         self.graph, self.runs = graph, runs
         self.params = {name: torch.from_numpy(np.array(graph.params[name])) for name in graph.params}
-        self._wanted = [self._logits(run, {}) for run in runs]
+
+    @cached_property
+    def _wanted(self) -> list[Any]:
+        """The float model's logits of each run: large, and not needed for curvatures."""
+        return [self._logits(run, {}, {}) for run in self.runs]
 
     @property
     def tokens(self) -> int:
         return sum(len(logits) for logits in self._wanted)
 
-    def kl(self, replaced: Mapping[str, np.ndarray]) -> float:
-        """Mean over all tokens of KL(float || with these matrices in place of its own), nats. Raises
-        InputError where the logits are no numbers.
+    def kl(
+        self, replaced: Mapping[str, np.ndarray], formats: Mapping[str, Format] = MappingProxyType({})
+    ) -> float:
+        """Mean over all tokens of KL(float || with these matrices in place of its own), nats; linear layers
+        in `formats` read int8. Raises InputError where the logits are no numbers.
         """
         import torch
 
         params = {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in replaced.items()}
         total = 0.0
         for run, wanted in zip(self.runs, self._wanted, strict=True):
-            found = self._logits(run, params)
+            found = self._logits(run, params, formats)
             for begin in range(0, len(wanted), ROWS):
                 theirs, ours = (
                     each[begin : begin + ROWS].double().log_softmax(-1) for each in (wanted, found)
@@ -55,14 +66,20 @@ class Judge:
             raise InputError(f"the logits of {self.graph.name!r} with coded weights are not all numbers")
         return total / self.tokens
 
-    def _logits(self, run: Mapping[str, np.ndarray], params: Mapping[str, Any]) -> Any:
+    def _logits(
+        self, run: Mapping[str, np.ndarray], params: Mapping[str, Any], formats: Mapping[str, Format]
+    ) -> Any:
         import torch
 
         with torch.no_grad():
-            return self._forward(run, params, ())[self.graph.outputs[0]]
+            return self._forward(run, params, (), formats)[self.graph.outputs[0]]
 
     def _forward(
-        self, run: Mapping[str, np.ndarray], params: Mapping[str, Any], watched: Sequence[str]
+        self,
+        run: Mapping[str, np.ndarray],
+        params: Mapping[str, Any],
+        watched: Sequence[str],
+        formats: Mapping[str, Format],
     ) -> dict[str, Any]:
         """Values that are alive at the end, and those watched."""
         import torch
@@ -73,6 +90,8 @@ class Judge:
         for i, node in enumerate(self.graph.nodes):
             op = OPS[node.op]
             args = [self._value(v, values, params) if v else None for v in node.inputs]
+            if node.op == "linear" and node.name in formats:
+                args[0] = rounded_inputs(args[0], formats[node.name])
             result = op.reference(args, op.complete(node.attrs))
             for value, tensor in zip(
                 node.outputs, result if isinstance(result, tuple) else (result,), strict=True
@@ -89,7 +108,13 @@ class Judge:
                 return source[name]
         return self.params[name]
 
-    def curvature(self, layers: Sequence[str], seed: int = 0, draws: int = 1) -> dict[str, np.ndarray]:
+    def curvature(
+        self,
+        layers: Sequence[str],
+        seed: int = 0,
+        draws: int = 1,
+        step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, np.ndarray]:
         """float64 [outputs] for each layer: mean over tokens of the squared gradient of the log likelihood of
         tokens drawn from the model itself, with respect to the layer's outputs.
 
@@ -102,9 +127,9 @@ class Judge:
         values = {layer: self.graph.node(layer).output for layer in layers}
         total = {layer: np.zeros(self.graph.type_of(value).shape[-1]) for layer, value in values.items()}
         rows = 0
-        for run in self.runs:
+        for done, run in enumerate(self.runs, 1):
             with torch.enable_grad():
-                kept = self._forward(run, {}, tuple(values.values()))
+                kept = self._forward(run, {}, tuple(values.values()), {})
                 logits = kept[self.graph.outputs[0]]
                 shares = logits.detach().softmax(-1)
                 for draw in range(draws):
@@ -115,6 +140,7 @@ class Judge:
                     for layer, slope in zip(values, slopes, strict=True):
                         total[layer] += slope.double().square().reshape(-1, slope.shape[-1]).sum(0).numpy()
             rows += len(logits)
+            step(done, len(self.runs))
         return {layer: each / (rows * draws) for layer, each in total.items()}
 
 

@@ -71,7 +71,7 @@ class BitSettings:
     def identity(self) -> str:
         """What its table and trials depend on, beside the model and the texts. Not the bound: trials of one
         help another."""
-        return f"{sorted(map(str, self.formats))} {self.table} {self.seed} compensated"
+        return f"{sorted(map(str, self.formats))} {self.table} {self.seed} as compiled"
 
 
 class BitSearch:
@@ -148,7 +148,8 @@ class BitSearch:
         layers = [layer for unit in self.units for layer in unit.layers]
         slopes = None
         if kind == "curvature":
-            slopes = Judge(self.graph, runs).curvature(layers, self.settings.seed)
+            step = partial(self.report, "curvature of layers")
+            slopes = Judge(self.graph, runs).curvature(layers, self.settings.seed, step=step)
         found = losses(
             self.graph,
             runs,

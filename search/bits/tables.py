@@ -1,6 +1,6 @@
 """What each weight format costs in each unit of layers: the additive tables that allocation rests on.
 
-    output      relative squared error of the layer's outputs on calibration inputs
+    output      relative squared error of the layer's outputs on calibration inputs, these in int8
     shiftadd    ShiftAddLLM's criterion of the layer times the relative squared error of its weights
     curvature   1/2 sum over outputs of curvature * mean squared error, nats: KL by judge.py
     measured    KL with only this unit coded in one format, times the ratio of `output` errors for the others
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,8 +28,9 @@ from ...compiler.formats import (
 )
 from ...compiler.formats.compensate import output_error
 from ...compiler.ir import Graph, Node
+from ...compiler.ops.coded import rounded_inputs
 from ...passes.layer_coder import matrix_of
-from ...passes.layer_inputs import LayerInputs, layer_inputs
+from ...passes.layer_inputs import LayerInputs, layer_inputs, quietened
 from ...passes.live_values import LiveValues, needed_nodes
 from .inputs import KeptInputs, coder_of
 from .judge import Judge, Runs
@@ -109,8 +110,8 @@ def _view(
     hessian = inputs.hessian / max(inputs.rows, 1)
     chosen, counts = sampled(np.ones(len(weight)) if slopes is None else slopes, SAMPLED)
     rows = np.ascontiguousarray(weight[chosen])
-    coder = coder_of(hessian, inputs.rows)
-    return _View(rows, counts, hessian, lambda format: coder.code(rows, format), kind)
+    coder, reading = coder_of(hessian, inputs.rows), _Reading(values, node.inputs[0], rows)
+    return _View(rows, counts, hessian, lambda format: coder.code(rows, format), kind, reading)
 
 
 def _table_view(
@@ -136,10 +137,13 @@ class _View:
     metric: np.ndarray
     code: Callable[[Format], Coded]
     kind: str
+    reading: _Reading | None = None
 
     def loss(self, format: Format) -> float:
         decoded = decode(self.code(format))
         error = float(self.counts @ output_error(self.rows, decoded, self.metric))
+        if self.reading is not None:
+            error += float(self.counts @ self.reading.error(format))
         if self.kind == "curvature":
             return error / 2
         if self.kind == "output":
@@ -154,6 +158,34 @@ class _View:
         salience = self.rows / np.diagonal(factor)
         size = float(np.sqrt(self.counts @ np.square(salience).sum(1)))
         return size * float(salience.std() ** 2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What int8 inputs cost the outputs of some rows [r, k], whatever the codes: it depends on groups only.
+    `value`: what the layer reads."""
+
+    values: LiveValues
+    value: str
+    rows: np.ndarray
+    _known: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def error(self, format: Format) -> np.ndarray:
+        """float64 [r]: mean square over tokens."""
+        if format.group not in self._known:
+            self._known[format.group] = self._measured(format)
+        return self._known[format.group]
+
+    def _measured(self, format: Format) -> np.ndarray:
+        import torch
+
+        total, count, k = np.zeros(len(self.rows)), 0, self.rows.shape[1]
+        for run in range(len(self.values.runs)):
+            x = quietened(np.asarray(self.values.get(run, self.value), np.float32).reshape(-1, k))
+            read = rounded_inputs(torch.from_numpy(x), format).numpy()
+            total += np.square((read - x) @ self.rows.T).sum(0, dtype=np.float64)
+            count += len(x)
+        return total / max(count, 1)
 
 
 def sampled(share: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +212,7 @@ def measured(
     """KL with one unit coded as `probe`, scaled for other formats by `output` errors."""
     table: dict[str, dict[Format, float]] = {}
     for done, unit in enumerate(units, 1):
-        kl = max(judge.kl(decoded(unit, probe)), 0.0)
+        kl = max(judge.kl(decoded(unit, probe), dict.fromkeys(unit.layers, probe)), 0.0)
         own = output[unit.name]
         table[unit.name] = {f: kl * loss / own[probe] if own[probe] else 0.0 for f, loss in own.items()}
         step(done, len(units))

@@ -25,7 +25,7 @@ from ..allocation import Variant, choose
 from ..belief import posterior
 from .inputs import KeptInputs
 from .judge import Judge
-from .units import Matrix, Unit
+from .units import Matrix, Unit, formats_by_layer
 
 SPREAD, NOISE = 0.5, 0.03
 """Relative: of a table's entry, and of a measured sum."""
@@ -117,9 +117,8 @@ class Explorer:
         replaced: dict[str, np.ndarray] = {}
         for unit in self.units:
             replaced |= self.weights.decoded(unit, choices[unit.name])
-        made = Trial(
-            name, dict(choices), self.bytes(choices), self.predicted(choices), self.judge.kl(replaced)
-        )
+        kl = self.judge.kl(replaced, formats_by_layer(self.units, choices))
+        made = Trial(name, dict(choices), self.bytes(choices), self.predicted(choices), kl)
         self.trials.append(made)
         self.tell(made)
         return made
