@@ -113,15 +113,14 @@ def words(count=900, seed=5):
     return "".join(rng.choice(list(LETTERS), count))
 
 
-def test_units_are_what_is_read_together(graph):
+def test_units_are_layers_that_share_a_matrix(graph):
     found = {
         unit.name.removeprefix("model."): [x.split(".")[-1] for x in unit.layers] for unit in units_of(graph)
     }
     assert found["embed_tokens"] == ["embed_tokens", "lm_head"]
-    assert found["layers.0.self_attn.q_proj"] == ["q_proj", "k_proj", "v_proj"]
-    assert found["layers.1.mlp.gate_proj"] == ["gate_proj", "up_proj"]
-    assert found["layers.1.mlp.down_proj"] == ["down_proj"]
-    assert len(found) == 1 + 2 * 4
+    assert found["layers.0.self_attn.v_proj"] == ["v_proj"]
+    assert found["layers.1.mlp.gate_proj"] == ["gate_proj"]
+    assert len(found) == 1 + 2 * 7
 
 
 def test_bytes_of_a_unit_are_those_of_its_codes(graph):
@@ -414,7 +413,6 @@ def test_trials_are_coded_for_what_layers_read(graph, judge, tmp_path):
     _, inputs = table_of(graph, judge, "output", tmp_path)
     unit = units_of(graph)[1]
     found = CodedWeights(graph, inputs).decoded(unit, FORMATS[1])
-    assert len(found) == 3, "q, k and v"
     for matrix in unit.matrices:
         weight, x = graph.params[matrix.name], _inputs_of(graph, matrix.layers[0])
         flat = decode(encode(weight, FORMATS[1], np.ones(weight.shape[1], np.float32)))

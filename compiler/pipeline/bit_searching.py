@@ -107,8 +107,8 @@ def search_bits(
     encode: EncodeOptions | None = None,
     progress: Progress | None = None,
 ) -> BitSearchResult:
-    """Chooses a weight format for each unit of layers (q, k and v; gate and up; embedding and tied head),
-    codes the weights with compensated errors, and compiles. Writes to `out`: best/ (the artifact), plan.json,
+    """Chooses a weight format for each layer (an embedding and the head that shares it have one), codes the
+    weights with compensated errors, and compiles. Writes to `out`: best/ (the artifact), plan.json,
     search.json, and what a killed search goes on from.
 
     calibration  a text such as the model is for; a quarter of its windows is held back to judge plans on
