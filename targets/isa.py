@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from ..compiler.machine import cpu_flags
 
@@ -21,6 +23,7 @@ class Isa:
     pair_dot   a faster row for weights in bounded pairs (passes/pair_bound.py), "" when there is none
     macs       float32 / int8 multiply-adds per cycle of one core at best: bounds what peaks.py measures
     bf16       how pairs of bfloat16 are summed: a row of kernels/mac.py
+    tiles      kernel spec -> register tile that measured faster here than the model's (targets/tune.py)
     """
 
     name: str
@@ -33,6 +36,7 @@ class Isa:
     pair_dot: str
     macs: tuple[int, int]
     bf16: str = "bf16"
+    tiles: Mapping[Any, tuple[int, int]] = field(default_factory=dict, compare=False)
 
 
 X86 = "x86_64-linux-gnu"

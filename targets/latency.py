@@ -63,6 +63,23 @@ def kernel_times(
     """
     calls = {node.name: node_calls(graph, node, target) for node in graph.nodes}
     distinct = {call.symbol: call for of_node in calls.values() for call in of_node}
+    times = call_times(distinct, graph, target, database, cache=cache, progress=progress)
+    return {
+        name: sum(times[call.symbol] + NODE_OVERHEAD_US for call in of_node)
+        for name, of_node in calls.items()
+    }
+
+
+def call_times(
+    distinct: Mapping[str, KernelCall],
+    graph: Graph,
+    target: Target,
+    database: Database,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Microseconds of each of these calls on values of the graph, by symbol; see `kernel_times`."""
     made_by = f"{toolchain()}/{METHOD}"
     known = database.get_many(target.fingerprint, made_by, distinct)
     times = {symbol: entry.median_us for symbol, entry in known.items()}
@@ -74,10 +91,7 @@ def kernel_times(
         }
         database.put_many(target.fingerprint, made_by, entries)
         times |= {symbol: median for symbol, (median, _) in measured.items()}
-    return {
-        name: sum(times[call.symbol] + NODE_OVERHEAD_US for call in of_node)
-        for name, of_node in calls.items()
-    }
+    return times
 
 
 def _measure(

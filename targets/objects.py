@@ -126,7 +126,7 @@ def _compile_missing(jobs: Jobs, isa: Isa, progress: Progress | None) -> None:
             progress(whole, len(jobs))
 
     processes = min(most_processes(), len(jobs) // PARALLEL + 1)
-    if processes == 1 or isa is not ISAS.get(isa.name):
+    if processes == 1 or isa != ISAS.get(isa.name):
         return compile_here(jobs, isa, done)
     # The heaviest come first in a network; dealing them out in turn balances the parts.
     ours, *theirs = (dict(list(jobs.items())[i::processes]) for i in range(processes))

@@ -93,6 +93,7 @@ def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> Ke
 
     if spec.dot == isa.dot and isa.pair_dot and pairs_bounded(spec, four()):
         spec = replace(spec, dot=isa.pair_dot)
+    spec = replace(spec, tiled=isa.tiles.get(spec))
     if spec.stack_bytes > STACK_BYTES:
         return None
     e = spec.epilogue

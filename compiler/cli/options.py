@@ -271,6 +271,13 @@ AgainstModel = Annotated[
 JudgedTokens = Annotated[int | None, Option("--tokens", min=1, help="Judge so many tokens; else all.")]
 Window = Annotated[int, Option(min=2, help="Tokens read in one go; each piece begins anew.")]
 
+Tune = Annotated[
+    bool,
+    Option(
+        "--tune", help="Measure several register tiles of each layer; keep those that make the model faster."
+    ),
+]
+
 # everywhere
 Threads = Annotated[int, Option("--threads", min=1, help="Threads of a run.")]
 Seed = Annotated[int, Option(min=0, help="Of all that is random.")]

@@ -61,6 +61,7 @@ def compile(
     context: o.Context = None,
     cache: o.Cache = None,
     keep_codes: o.KeepCodes = False,
+    tune: o.Tune = False,
     threads: o.Threads = 1,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -89,11 +90,16 @@ def compile(
         "method": method and method.value,
         "kept": kept,
     }
+    if tune and (speaks or not pipeline.runs_here(target)):
+        raise InputError(
+            "--tune measures float32 and int8 layers on this machine: leave it out for language models, "
+            "whose codes have one tile, and for targets of other machines"
+        )
     measured = None
     with said.progress() as progress:
         # A language model is not opened here: its weights would be in memory.
         if pipeline.runs_here(target) and not speaks:
-            with pipeline.compile(loaded, **how, threads=threads, progress=progress) as made:
+            with pipeline.compile(loaded, **how, tune=tune, threads=threads, progress=progress) as made:
                 made.save(out)
                 measured = pipeline.measure(made, threads=threads, seconds=MEASURE_SECONDS)
         else:

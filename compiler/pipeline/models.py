@@ -23,6 +23,7 @@ from .coding import Coding
 from .feeds import random_feed
 from .language_models import entries_of
 from .ledger_rows import layer_times, rows_of
+from .tuning import tuned
 
 if TYPE_CHECKING:
     from ...search.result import Candidate
@@ -113,6 +114,7 @@ def compile(
     coded: Mapping[str, Coded] | None = None,
     method: str | None = None,
     kept: PathLike | None = None,
+    tune: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -132,34 +134,34 @@ def compile(
     method       how: "round", "search", "hqq" or "compensate" (passes/encode_layers.py); by default
                  compensate with calibration, search without, and formats of 8 bits are rounded
     kept         folder for the codes of finished layers: a run that was stopped goes on there
-    threads      threads of a run (1 when None); a compiled model runs with any number, `Artifact.set_threads`
-                 changes it
+    tune         measure several register tiles of each convolution and linear layer on this machine and take
+                 the fastest, if the whole model is faster then; a minute or two at the first time
+    threads      threads of a run (1 when None); `Artifact.set_threads` changes it
 
-    The same graph, plan, calibration and target give the same library and weights. The ledger is that of the
-    first graph; its times come from one profile, one thread. Raises PlanError, InputError, TargetError (among
-    others for a target that this machine cannot run: `cross_compile` is for those), UnsupportedError.
+    The same graph, plan, calibration and target give the same library and weights, but for `tune`. The ledger
+    is that of the first graph; its times come from one profile, one thread. Raises PlanError, InputError,
+    TargetError (among others for a target that this machine cannot run: `cross_compile` is for those),
+    UnsupportedError.
     """
     from ...targets.build import build
     from ...targets.select_planes import form_reasons
-    from ...targets.target import resolve
 
-    chip = resolve(target)
-    if not chip.runs_here:
-        raise TargetError(
-            f"this machine cannot run code for {chip.name}: `cross_compile` and `bitsmith compile --target "
-            f"{chip.name} -o DIR` write it without opening it"
-        )
-    report = progress or _silent
-    given = _given(plan)
-    graphs, language = entries_of(graph, given)
+    chip, report = _running_here(target), progress or _silent
+    asked = _given(plan)
+    graphs, language = entries_of(graph, asked)
     coding = Coding(graph, coded, calibration, method, kept)
-    (planned, *others), chosen, ranges = _planned(graphs, given, coding, report, chip)
-    stage = _stage(report, "compiling kernels")
-    artifact = build(
-        planned, chip, others=others, plan=chosen.to_json(), ranges=ranges, progress=stage, **language
-    )
-    times = layer_times(artifact, _first_feed(graphs[0], coding.samples), PROFILE_REPEATS)
-    forms = form_reasons(planned, chip.isa)
+    (planned, *others), chosen, ranges = _planned(graphs, asked, coding, report, chip)
+    given: dict[str, Any] = {"others": others, "plan": chosen.to_json(), "ranges": ranges, **language}
+
+    def made(chip: Target) -> Artifact:
+        return build(planned, chip, **given, progress=_stage(report, "compiling kernels"))
+
+    feed = _first_feed(graphs[0], coding.samples)
+    artifact, forms = made(chip), form_reasons(planned, chip.isa)
+    if tune:
+        artifact, tiles = tuned((planned, *others), chip, artifact, made, feed, _stage(report, "tuning"))
+        forms |= tiles
+    times = layer_times(artifact, feed, PROFILE_REPEATS)
     artifact = _with_ledger(artifact, rows_of(planned, chosen, times, _reason(plan), forms))
     artifact.set_threads(1 if threads is None else threads)
     return artifact
@@ -206,6 +208,19 @@ def cross_compile(
         progress=stage,
         **language,
     )
+
+
+def _running_here(target: str) -> Target:
+    """The target of that name. Raises TargetError if this machine cannot run it."""
+    from ...targets.target import resolve
+
+    chip = resolve(target)
+    if not chip.runs_here:
+        raise TargetError(
+            f"this machine cannot run code for {chip.name}: `cross_compile` and `bitsmith compile --target "
+            f"{chip.name} -o DIR` write it without opening it"
+        )
+    return chip
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,6 +12,8 @@ LATENCY = 4
 DECODE = 5
 """Operations a cycle that the front end delivers; nominally 6 on Zen 3, less where a loop is not aligned."""
 
+DOUBTFUL = 1.3
+"""The model's cycles of a tile over those of the best one, up to which measuring may find it the better."""
 
 MANY_ROWS = 96
 """As good as any number: the width of a tile for them is that of weights which are packed for all."""
@@ -79,27 +82,47 @@ def step_cycles(rows: int, vectors: int, cost: Cost) -> float:
     return max(cost.arithmetic(products, vectors), loads / 2, (operations + loads) / DECODE, chain)
 
 
-@cache
-def best_tile(
-    rows: int, vectors: int, registers: int, cost: Cost, width: int | None = None
-) -> tuple[int, int]:
-    """(rows, vectors) of the micro-kernel that covers a rows x vectors problem in the fewest cycles, `width`
-    vectors wide when that is given.
+Tile = tuple[int, int]
+"""(rows, vectors)"""
 
-    A quarter of the registers is left to operands: fuller tiles measured slower than the model says, or
-    spilled. Among tiles within 3 % of the best, which is as far as the model can be trusted, the one
-    that loads least per product.
+
+@cache
+def best_tile(rows: int, vectors: int, registers: int, cost: Cost, width: int | None = None) -> Tile:
+    """The tile of the micro-kernel that covers a rows x vectors problem in the fewest cycles, `width` vectors
+    wide when that is given.
+
+    Among tiles within 3 % of the best, which is as far as the model can be trusted, the one that loads least
+    per product.
     """
-    choices = [
+    cycles = _all_tiles(rows, vectors, registers, cost, width)
+    good = [t for t in cycles if cycles[t] <= 1.03 * min(cycles.values())]
+    return min(good, key=lambda t: ((t[0] + t[1]) / (t[0] * t[1]), t))
+
+
+def likely_tiles(
+    rows: int, vectors: int, registers: int, cost: Cost, width: int | None = None, most: int = 5
+) -> tuple[Tile, ...]:
+    """The best tile and after it others that measuring may find faster: the model's next ones."""
+    first = best_tile(rows, vectors, registers, cost, width)
+    cycles = _all_tiles(rows, vectors, registers, cost, width)
+    near = [t for t in cycles if t != first and cycles[t] <= DOUBTFUL * cycles[first]]
+    return (first, *sorted(near, key=lambda t: (cycles[t], t))[: most - 1])
+
+
+@cache
+def _all_tiles(
+    rows: int, vectors: int, registers: int, cost: Cost, width: int | None
+) -> Mapping[Tile, float]:
+    """Tile -> cycles, of all that fit. A quarter of the registers is left to operands: fuller tiles measured
+    slower than the model says, or spilled."""
+    fitting = [
         (r, v)
         for r in range(1, min(rows, 16) + 1)
         for v in range(1, min(vectors, 8) + 1)
         if width in (None, v)
         if 4 * r * v <= 3 * registers and r * v + (cost.held * v if r > 1 else 0) + cost.spare <= registers
     ]
-    cycles = {t: _cover(rows, t[0], vectors, t[1], cost) for t in choices}
-    good = [t for t in choices if cycles[t] <= 1.03 * min(cycles.values())]
-    return min(good, key=lambda t: ((t[0] + t[1]) / (t[0] * t[1]), t))
+    return {t: _cover(rows, t[0], vectors, t[1], cost) for t in fitting}
 
 
 def _cover(rows: int, tile_rows: int, vectors: int, tile_vectors: int, cost: Cost) -> float:

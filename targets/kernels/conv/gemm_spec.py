@@ -15,7 +15,9 @@ from ..tiling import (
     LATENCY,
     MANY_ROWS,
     Split,
+    Tile,
     best_tile,
+    likely_tiles,
     split,
 )
 from .window import Window
@@ -35,6 +37,7 @@ class GemmSpec(Window):
     """A conv2d (a linear layer is a 1x1 convolution over its rows): window, instruction set and epilogue.
 
     `nchw_in`: the input is [n, c, h, w]; otherwise, and for the output always, [n, h, w, c].
+    `tiled`: the register tile that measuring found; by default the model's (kernels/tiling.py).
     """
 
     lanes: int
@@ -46,6 +49,7 @@ class GemmSpec(Window):
     nchw_in: bool
     x_zero: int
     epilogue: Epilogue
+    tiled: Tile | None = None
 
     @cached_property
     def mac(self) -> Mac:
@@ -102,11 +106,19 @@ class GemmSpec(Window):
         return -(-self.group_oc // self.lanes)
 
     @cached_property
-    def tile(self) -> tuple[int, int]:
-        width = UNIT if self.in_units else None
+    def tile(self) -> Tile:
+        return self.tiled or best_tile(self.ow, self.vectors, self.registers, self.mac.cost, self._width)
+
+    @property
+    def likely_tiles(self) -> tuple[Tile, ...]:
+        """The model's tile and others that may measure faster; each packs weights for all that share them."""
+        return likely_tiles(self.ow, self.vectors, self.registers, self.mac.cost, self._width)
+
+    @property
+    def _width(self) -> int | None:
         if self.shared:  # the width that many rows want
-            width = best_tile(MANY_ROWS, self.vectors, self.registers, self.mac.cost)[1]
-        return best_tile(self.ow, self.vectors, self.registers, self.mac.cost, width)
+            return best_tile(MANY_ROWS, self.vectors, self.registers, self.mac.cost)[1]
+        return UNIT if self.in_units else None
 
     @property
     def shared(self) -> bool:
