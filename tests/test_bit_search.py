@@ -126,14 +126,13 @@ def test_units_are_layers_that_share_a_matrix(graph):
 def test_bytes_of_a_unit_are_those_of_its_codes(graph):
     for unit in units_of(graph):
         for format in FORMATS:
-            stored = sum(encode(graph.params[m.name], format).nbytes for m in unit.matrices)
-            assert unit.bytes(format) == stored
+            assert unit.bytes(format) == encode(graph.params[unit.matrix], format).nbytes
 
 
 def test_kl_is_that_of_torch(checkpoint, graph, judge):
     _, model = checkpoint
     unit = units_of(graph)[1]
-    changed = {m.name: graph.params[m.name] * np.float32(0.9) for m in unit.matrices}
+    changed = {unit.matrix: graph.params[unit.matrix] * np.float32(0.9)}
     runs = texts()
     before = [torch.from_numpy(logits(model, run["tokens"])).log_softmax(-1) for run in runs]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -152,14 +151,14 @@ def test_kl_is_that_of_torch(checkpoint, graph, judge):
 def test_kl_of_codes_is_that_of_the_coded_graph(graph, judge):
     """Which also reads int8, with a scale for each group."""
     format, wanted = format_of("int6:32"), []
-    matrices = [m for unit in units_of(graph)[1:] for m in unit.matrices]
-    codes = {m.layers[0]: encode(graph.params[m.name], format) for m in matrices}
+    units = units_of(graph)[1:]
+    codes = {unit.name: encode(graph.params[unit.matrix], format) for unit in units}
     coded = code_layers(graph, codes)
     for run in texts():
         both = (next(iter(run_reference(g, run).values())) for g in (graph, coded))
         ours, theirs = (torch.from_numpy(each).log_softmax(-1) for each in both)
         wanted.append((ours.exp() * (ours - theirs)).sum(-1).mean().item())
-    changed = {m.name: decode(codes[m.layers[0]]) for m in matrices}
+    changed = {unit.matrix: decode(codes[unit.name]) for unit in units}
     found = judge.kl(changed, dict.fromkeys(codes, format))
     assert found == pytest.approx(np.mean(wanted), rel=1e-3)
     assert found > 1.02 * judge.kl(changed), "what is read in int8 costs something, too"
@@ -413,11 +412,10 @@ def test_trials_are_coded_for_what_layers_read(graph, judge, tmp_path):
     _, inputs = table_of(graph, judge, "output", tmp_path)
     unit = units_of(graph)[1]
     found = CodedWeights(graph, inputs).decoded(unit, FORMATS[1])
-    for matrix in unit.matrices:
-        weight, x = graph.params[matrix.name], _inputs_of(graph, matrix.layers[0])
-        flat = decode(encode(weight, FORMATS[1], np.ones(weight.shape[1], np.float32)))
-        errors = [np.square(x @ (weight - each).T).sum() for each in (found[matrix.name], flat)]
-        assert errors[0] < 0.9 * errors[1]
+    weight, x = graph.params[unit.matrix], _inputs_of(graph, unit.name)
+    flat = decode(encode(weight, FORMATS[1], np.ones(weight.shape[1], np.float32)))
+    errors = [np.square(x @ (weight - each).T).sum() for each in (found[unit.matrix], flat)]
+    assert errors[0] < 0.9 * errors[1]
 
 
 def test_kept_inputs_that_were_damaged(tmp_path):

@@ -156,6 +156,12 @@ Method = Annotated[
         show_default=False,
     ),
 ]
+Tune = Annotated[
+    bool,
+    Option(
+        "--tune", help="Measure several register tiles of each layer; keep those that make the model faster."
+    ),
+]
 KeepCodes = Annotated[
     bool,
     Option(
@@ -270,13 +276,6 @@ AgainstModel = Annotated[
 ]
 JudgedTokens = Annotated[int | None, Option("--tokens", min=1, help="Judge so many tokens; else all.")]
 Window = Annotated[int, Option(min=2, help="Tokens read in one go; each piece begins anew.")]
-
-Tune = Annotated[
-    bool,
-    Option(
-        "--tune", help="Measure several register tiles of each layer; keep those that make the model faster."
-    ),
-]
 
 # everywhere
 Threads = Annotated[int, Option("--threads", min=1, help="Threads of a run.")]

@@ -227,7 +227,7 @@ class _Finish:
             progress=lambda done, total, layer: self.report("coding weights", done, total),
         )
         coded = {layer: each.coded for layer, each in codes}
-        matrices = {m.name: decode(coded[m.layers[0]]) for unit in search.units for m in unit.matrices}
+        matrices = {unit.matrix: decode(coded[unit.name]) for unit in search.units}
         kl = search.judge.kl(matrices, formats)
         del matrices
         artifact = self.place / BEST

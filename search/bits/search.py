@@ -187,7 +187,7 @@ def _identity(graph: Graph, texts: Sequence[Runs], settings: BitSettings) -> str
 
 def uncoded_bytes(graph: Graph, units: Sequence[Unit]) -> int:
     """Of the parameters that no unit codes."""
-    coded = {matrix.name for unit in units for matrix in unit.matrices}
+    coded = {unit.matrix for unit in units}
     return sum(graph.type_of(name).nbytes for name in graph.used_params() if name not in coded)
 
 

@@ -25,7 +25,7 @@ from ..allocation import Variant, choose
 from ..belief import posterior
 from .inputs import KeptInputs
 from .judge import Judge
-from .units import Matrix, Unit, formats_by_layer
+from .units import Unit, formats_by_layer
 
 SPREAD, NOISE = 0.5, 0.03
 """Relative: of a table's entry, and of a measured sum."""
@@ -61,13 +61,13 @@ class CodedWeights:
 
     def decoded(self, unit: Unit, format: Format) -> dict[str, np.ndarray]:
         """{matrix: float32 [n, k]}."""
-        for matrix in unit.matrices:
-            if (matrix.name, format) not in self._codes:
-                self._codes[matrix.name, format] = self._coded(matrix, format)
-        return {m.name: decode(self._codes[m.name, format]) for m in unit.matrices}
+        key = unit.matrix, format
+        if key not in self._codes:
+            self._codes[key] = self._coded(unit, format)
+        return {unit.matrix: decode(self._codes[key])}
 
-    def _coded(self, matrix: Matrix, format: Format) -> Coded:
-        weight, reader = self.graph.params[matrix.name], self.graph.node(matrix.layers[-1])
+    def _coded(self, unit: Unit, format: Format) -> Coded:
+        weight, reader = self.graph.params[unit.matrix], self.graph.node(unit.layers[-1])
         if reader.op != "linear":
             return encode(weight, format, np.ones(weight.shape[1], np.float32))
         value = reader.inputs[0]

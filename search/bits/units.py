@@ -20,33 +20,24 @@ from ...passes.layer_coder import matrix_of
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """A parameter [n, k]; `layers` that read it."""
+class Unit:
+    """A parameter [n, k] and the layers that read it; the unit is called as the first of them."""
 
-    name: str
+    matrix: str
     shape: tuple[int, int]
     layers: tuple[str, ...]
 
-
-@dataclass(frozen=True)
-class Unit:
-    """Matrices of one format; the unit is called as its first layer."""
-
-    name: str
-    matrices: tuple[Matrix, ...]
+    @property
+    def name(self) -> str:
+        return self.layers[0]
 
     @property
     def weights(self) -> int:
-        return sum(math.prod(matrix.shape) for matrix in self.matrices)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return tuple(layer for matrix in self.matrices for layer in matrix.layers)
+        return math.prod(self.shape)
 
     def bytes(self, format: Format) -> int:
         """Of the codes with all that belongs to them."""
-        bits = (math.prod(m.shape) * bits_per_weight(format, m.shape[1]) for m in self.matrices)
-        return sum(math.ceil(each / 8) for each in bits)
+        return math.ceil(self.weights * bits_per_weight(format, self.shape[1]) / 8)
 
 
 def units_of(graph: Graph) -> tuple[Unit, ...]:
@@ -58,11 +49,8 @@ def units_of(graph: Graph) -> tuple[Unit, ...]:
             readers.setdefault(matrix, []).append(node.name)
     if not readers:
         raise InputError(f"graph {graph.name!r} has no linear layer or table: there is nothing to choose")
-    units = []
-    for matrix, layers in readers.items():
-        n, k = graph.type_of(matrix).shape
-        units.append(Unit(layers[0], (Matrix(matrix, (n, k), tuple(layers)),)))
-    return tuple(units)
+    shapes = {matrix: graph.type_of(matrix).shape for matrix in readers}
+    return tuple(Unit(m, (shapes[m][0], shapes[m][1]), tuple(layers)) for m, layers in readers.items())
 
 
 def formats_by_layer(units: Sequence[Unit], choices: Mapping[str, Format]) -> dict[str, Format]:
