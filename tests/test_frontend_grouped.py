@@ -25,6 +25,7 @@ def attention(
     turned: bool = False,
     positions: bool = False,
     bias: bool = False,
+    sink: bool = False,
     **attrs: Any,
 ):
     """(model, feeds). `ends`: the last valid key of each sequence; `total`: keys that are counted."""
@@ -37,6 +38,8 @@ def attention(
         feeds |= {name: rng.standard_normal((batch, GROUPS, past, SIZE)) for name in ("pk", "pv")}
     if bias:
         feeds["bias"] = rng.standard_normal((1, HEADS, steps, total))
+    if sink:
+        feeds["sink"] = rng.standard_normal(HEADS)
     feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
     feeds["ends"] = np.asarray(ends or [total - 1] * batch, np.int32)
     weights: dict[str, np.ndarray] = {"total": np.array(total, np.int32)}
@@ -47,7 +50,7 @@ def attention(
     if positions:
         first = 3 if total == steps else past + 1
         feeds["at"] = np.tile(np.arange(steps, dtype=np.int64) + first, (batch, 1))
-    wanted = ("q", "k", "v", "pk", "pv", "ends", "total", "cos", "sin", "at", "bias")
+    wanted = ("q", "k", "v", "pk", "pv", "ends", "total", "cos", "sin", "at", "bias", "sink")
     names = " ".join(name if name in (*feeds, *weights) else "-" for name in wanted)
     made = node(
         "GroupQueryAttention",
@@ -79,6 +82,8 @@ CASES: dict[str, dict[str, Any]] = {
     "a window": {"local_window_size": 3},
     "a window of a cache": {"steps": 1, "past": 7, "local_window_size": 3},
     "scores": {"softcap": 2.0, "scale": 0.3, "bias": True},
+    "a smooth softmax": {"batch": 2, "smooth_softmax": 1},
+    "sinks of heads": {"steps": 1, "past": 7, "sink": True, "local_window_size": 3},
     "both directions": {"steps": 1, "past": 4, "causal": 0},
     "a prompt in both directions": {"causal": 0},
 }
@@ -125,7 +130,7 @@ def test_a_step_whose_mask_says_how_long_the_past_is(rng):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ({"smooth_softmax": 1}, "smooth_softmax=1"),
+        ({"sliding_window_cache": 1, "local_window_size": 3}, "sliding_window_cache=1"),
         ({"steps": 2, "past": 3, "total": 7}, "7 keys of 3 old and 2 new ones"),
     ],
 )

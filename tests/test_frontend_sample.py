@@ -1,4 +1,4 @@
-"""GridSample and RoiAlign: what ONNX Runtime computes, in all modes; what is refused."""
+"""GridSample, RoiAlign and DeformConv: what ONNX Runtime computes, in all modes; what is refused."""
 
 from itertools import product
 
@@ -87,6 +87,28 @@ def test_boxes_may_be_computed_and_are_compiled():
     with compile_graph(load_model(case.proto())) as artifact:
         (found,) = artifact.run(**feeds).values()
     np.testing.assert_allclose(found, onnxruntime_outputs(case.proto(), feeds)[0], atol=1e-5)
+
+
+def deformed(kernel=(3, 3), outs=(5, 6), parts=1, group=1, inputs="x w o b m", **attrs):
+    shapes = {"x": (2, 4, 5, 6), "o": (2, parts * kernel[0] * kernel[1] * 2, *outs)}
+    if inputs.endswith("m"):
+        shapes["m"] = (2, parts * kernel[0] * kernel[1], *outs)
+    weights = {"w": (6, 4 // group, *kernel), **({"b": (6,)} if " b" in inputs else {})}
+    attrs = {"pads": [1, 1, 1, 1], **attrs, "offset_group": parts, "group": group}
+    return Case("DeformConv", inputs, shapes, weights, attrs, 19)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        deformed(),
+        deformed((3, 2), (3, 3), 2, 2, "x w o", strides=[2, 2], dilations=[1, 3], pads=[1, 2, 1, 1]),
+        deformed((1, 1), (5, 6), 4, inputs="x w o - m", pads=[0] * 4),
+    ],
+    ids=str,
+)
+def test_a_deformed_convolution_agrees_with_onnxruntime(case):
+    assert not compare(case.proto(), case.feeds(), atol=2e-5).differences
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from onnx_cases import Case, compare
 from onnx_models import model, node, onnxruntime_outputs
 
 IMAGE = {"x": (2, 4, 5, 6)}
+VOLUME = {"x": (2, 4, 3, 2, 3)}
 
 
 def transposed(kernel, strides=(1, 1), pads=(0, 0, 0, 0), shapes=None, groups=1, out=6, bias=True, **attrs):
@@ -45,6 +46,9 @@ CASES = [
     transposed((3, 3), (3, 2), output_shape=[10, 8]),
     transposed((5,), (2,), (1, 2), shapes={"x": (2, 4, 9)}, output_padding=[1]),
     transposed((16,), (8,), (4, 4), shapes={"x": (1, 4, 7)}),
+    transposed((2, 2, 2), (2, 2, 2), (0,) * 6, shapes=VOLUME, bias=False),
+    transposed((3, 4, 3), (2, 1, 3), (1, 0, 2, 0, 1, 1), shapes=VOLUME, groups=2, output_padding=[1, 0, 1]),
+    transposed((2, 1, 1), (3, 1, 2), (0,) * 6, shapes=VOLUME, dilations=[2, 1, 1]),
 ]
 
 
@@ -89,7 +93,7 @@ def test_it_is_one_layer_under_its_name_and_takes_the_batch_norm_and_activation_
     ("case", "message"),
     [
         (transposed((3, 3), pads=(4, 4, 4, 4)), "leave nothing"),
-        (transposed((3, 3, 3), (1, 1, 1), (0,) * 6, shapes={"x": (1, 4, 3, 3, 3)}), "3-D data"),
+        (transposed((1,) * 4, (1,) * 4, (0,) * 8, shapes={"x": (1, 4, 2, 2, 2, 2)}), "4-D data"),
         (Case("ConvTranspose", "x w", {**IMAGE, "w": (4, 2, 3, 3)}), "weight must be constant"),
     ],
     ids=str,

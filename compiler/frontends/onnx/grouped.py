@@ -22,14 +22,13 @@ from .converter import (
 )
 
 _UNKNOWN = {
-    11: "head_sink",
     12: "a quantised cache",
     13: "a quantised cache",
     14: "q_norm_weight",
     15: "k_norm_weight",
     16: "query_seqlens",
 }
-_FLAGS = ("smooth_softmax", "qk_output", "sliding_window_cache")
+_FLAGS = ("qk_output", "sliding_window_cache")
 
 
 @dataclass(frozen=True)
@@ -200,11 +199,24 @@ def _attended(c: Converter, node: OnnxNode, q: str, k: str, v: str, keys: Keys, 
     if node.has_input(10):
         scores = c.emit(node, "add", [scores, c.value(node, 10)], "scores.biased")
     scores = c.emit(node, "add", [scores, _mask(c, node, keys)], "scores.masked")
-    weights = c.emit(node, "softmax", [scores], "weights", axis=3)
+    weights = _weights(c, node, scores)
     weights = c.reshape(node, weights, (batch, groups, rows, keys.total), "weights.rows")
     y = c.reshape(node, c.emit(node, "matmul", [weights, v], "rows"), (batch, heads, steps, size), "heads")
     moved = c.emit(node, "transpose", [y], "together", perm=(0, 2, 1, 3))
     return c.reshape(node, moved, (batch, steps, heads * size))
+
+
+def _weights(c: Converter, node: OnnxNode, scores: str) -> str:
+    """Softmax along the keys; a sink is one more score of each head, whose weight no value gets."""
+    batch, heads, steps, total = c.type(scores).shape
+    if not node.has_input(11) and not node.get_int("smooth_softmax", 0):
+        return c.emit(node, "softmax", [scores], "weights", axis=3)
+    zero = c.param(c.derived(f"{node.output}.sink"), np.zeros((batch, heads, steps, 1), np.float32))
+    if node.has_input(11):
+        own = c.reshape(node, c.value(node, 11), (1, heads, 1, 1), "sink.heads")
+        zero = c.emit(node, "add", [zero, own], "sink")
+    both = c.emit(node, "concat", [scores, zero], "scores.sink", axis=3)
+    return columns(c, node, c.emit(node, "softmax", [both], "weights.sink", axis=3), 0, total, "weights")
 
 
 GROUPED_RULES: dict[str, Rule] = {"com.microsoft::GroupQueryAttention": _grouped}

@@ -9,6 +9,7 @@ from .activations import ACTIVATION_RULES
 from .attention import ATTENTION_RULES
 from .blocks import BLOCK_RULES
 from .converter import Rule
+from .deform import DEFORM_RULES
 from .einsum import EINSUM_RULES
 from .fourier import FOURIER_RULES
 from .generate import GENERATE_RULES
@@ -54,6 +55,7 @@ RULES: dict[str, Rule] = {
     **LOGIC_RULES,
     **INDEX_RULES,
     **SAMPLE_RULES,
+    **DEFORM_RULES,
 }
 
 _RANDOM = "random numbers are not reproducible: export the model in evaluation mode"

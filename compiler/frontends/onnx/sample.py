@@ -158,15 +158,25 @@ def _grid_sample(c: Converter, node: OnnxNode) -> Result:
     axes = [_axis_taps(a, flat, i, size, mode, padding, aligned) for i, size in enumerate(reversed(sizes))][
         ::-1
     ]
+    y = between(a, x, axes)
+    y = a.transpose(a.reshape(y, n, math.prod(points), channels), 0, 2, 1)
+    return c.reshape(node, y, (n, channels, *points))
+
+
+def between(a: Arithmetic, x: str, axes: Sequence[Taps], factor: str = "") -> str:
+    """[n * points, channels] of x [n, channels, ...] at places whose taps by axis are values [n, points, K].
+
+    `factor` [n * points, 1]: what each result is multiplied with.
+    """
+    n, _, *sizes = a.c.type(x).shape
     first = (np.arange(n) * math.prod(sizes)).reshape(n, *(1,) * (len(sizes) + 1))
     index = a.flat_index(_spread(a, [t.index for t in axes]), sizes, first)
     weight, *others = _spread(a, [t.weight for t in axes])
     for other in others:
         weight = a("mul", weight, other)
-    many = (n * math.prod(points), len(TAPS[mode]) ** len(sizes))
-    y = a.combined(_rows(a, x), a.reshape(index, *many), a.reshape(weight, *many))
-    y = a.transpose(a.reshape(y, n, math.prod(points), channels), 0, 2, 1)
-    return c.reshape(node, y, (n, channels, *points))
+    _, points, *taps = a.c.type(weight).shape
+    index, weight = (a.reshape(v, n * points, math.prod(taps)) for v in (index, weight))
+    return a.combined(_rows(a, x), index, a("mul", weight, factor) if factor else weight)
 
 
 def _axis_taps(

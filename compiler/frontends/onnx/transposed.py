@@ -103,39 +103,96 @@ def _phases(weight: np.ndarray, groups: int, axes: list[_Axis]) -> np.ndarray:
 
 def _conv_transpose(c: Converter, node: OnnxNode) -> Result:
     weight = c.known(node, 1, "weight")
-    x, sizes = plane(c, node)
-    kernel = weight.shape[2:]
+    kernel, sizes = weight.shape[2:], c.type(c.value(node)).shape[2:]
     if len(kernel) != len(sizes) or node.get_ints("kernel_shape", kernel) != kernel:
         raise UnsupportedForm(f"a kernel of {list(kernel)} on {len(sizes)}-D data")
+    bias = c.known(node, 2, "bias") if node.has_input(2) else None
     axes = _axes(c, node, sizes, kernel)
+    if len(axes) == 3:
+        return _volume(c, node, weight, bias, axes)
+    x, _ = plane(c, node)
     if len(axes) == 1:
         weight, axes = weight[:, :, None], [_Axis(1, 1, 1, 1, 1, 0), *axes]
-    groups = node.get_int("group", 1)
-    phases = _phases(weight, groups, axes)
-    y = _convolved(c, node, x, phases, groups, axes)
-    high, wide = axes
-    (top, bottom), (left, right) = high.crop, wide.crop
-    blocks = (high.stride, wide.stride)
-    if blocks != (1, 1) or any((top, bottom, left, right)):
-        last = "" if len(sizes) == 2 else "pixels"
-        y = c.emit(node, "depth_to_space", [y], last, block=blocks, crop=(top, left, bottom, right))
+    y = _plane(c, node, x, weight, bias, axes, "" if len(sizes) == 2 else "pixels")
     return flat(c, node, y, len(sizes))
 
 
+def _plane(
+    c: Converter,
+    node: OnnxNode,
+    x: str,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    axes: list[_Axis],
+    name: str,
+) -> str:
+    """[n, out, high, wide] of x [n, in, h, w]; `name`: of the part of the node that it is."""
+    high, wide = axes
+    groups = node.get_int("group", 1)
+    y = _convolved(c, node, x, _phases(weight, groups, axes), bias, axes)
+    (top, bottom), (left, right) = high.crop, wide.crop
+    blocks = (high.stride, wide.stride)
+    if blocks != (1, 1) or any((top, bottom, left, right)):
+        y = c.emit(node, "depth_to_space", [y], name, block=blocks, crop=(top, left, bottom, right))
+    return y
+
+
+def _volume(
+    c: Converter, node: OnnxNode, weight: np.ndarray, bias: np.ndarray | None, axes: list[_Axis]
+) -> str:
+    """Every slice of depth by itself, each tap in depth with channels of its own; a slice of the result is
+    the sum of those that fall on it: [n, d * taps + one of zeros] -> gather [n, out depth, most] -> sum.
+    """
+    deep, *rest = axes
+    n, channels, depth, *sizes = c.type(c.value(node)).shape
+    moved = c.emit(node, "transpose", [c.value(node)], "slices", perm=(0, 2, 1, 3, 4))
+    planes = c.reshape(node, moved, (n * depth, channels, *sizes), "planes")
+    per_tap = weight.reshape(channels, -1, *weight.shape[3:])
+    y = _plane(c, node, planes, per_tap, None, rest, "pixels")
+    out, (high, wide) = c.type(y).shape[1] // deep.kernel, c.type(y).shape[2:]
+    y = c.reshape(node, y, (n, depth, out, deep.kernel, high, wide), "taps")
+    y = c.emit(node, "transpose", [y], "taps.first", perm=(0, 1, 3, 2, 4, 5))
+    y = c.reshape(node, y, (n, depth * deep.kernel, out, high, wide), "parts")
+    y = c.emit(node, "pad", [y], "parts.zero", before=(0,) * 5, after=(0, 1, 0, 0, 0))
+    table = c.param(c.derived(f"{node.output}.slices"), _slices(deep))
+    read = c.emit(node, "gather", [y, table], "parts.read", axis=1)
+    summed = c.emit(node, "reduce_sum", [read], "summed", axes=(2,), keepdims=False)
+    if bias is None:
+        return c.emit(node, "transpose", [summed], perm=(0, 2, 1, 3, 4))
+    y = c.emit(node, "transpose", [summed], "channels", perm=(0, 2, 1, 3, 4))
+    column = c.param(node.inputs[2], bias.reshape(-1, 1, 1, 1), "column")
+    return c.emit(node, "add", [y, column])
+
+
+def _slices(deep: _Axis) -> np.ndarray:
+    """int64 [out, most taps]: which of size * kernel slices fall on each of the result; the one behind them
+    where there are fewer."""
+    places = np.arange(deep.out)[:, None] + deep.begin - deep.dilation * np.arange(deep.kernel)
+    source, left = np.divmod(places, deep.stride)
+    falls = (left == 0) & (source >= 0) & (source < deep.size)
+    index = np.where(falls, source * deep.kernel + np.arange(deep.kernel), deep.size * deep.kernel)
+    return np.sort(index, axis=1)[:, : max(1, int(falls.sum(axis=1).max()))]
+
+
 def _convolved(
-    c: Converter, node: OnnxNode, x: str, phases: np.ndarray, groups: int, axes: list[_Axis]
+    c: Converter,
+    node: OnnxNode,
+    x: str,
+    phases: np.ndarray,
+    bias: np.ndarray | None,
+    axes: list[_Axis],
 ) -> str:
     """The convolution(s); channels are in the order of phases. Grouped ones are one per phase: in a single
     one the channels of a group would have to stand together.
     """
     high, wide = axes
+    groups = node.get_int("group", 1)
     attrs: dict[str, AttrValue] = {
         "pads": (high.pads[0], wide.pads[0], high.pads[1], wide.pads[1]),
         "dilations": (high.step, wide.step),
         "groups": groups,
     }
     flat_phases = phases.reshape(-1, *phases.shape[2:])
-    bias = c.known(node, 2, "bias") if node.has_input(2) else None
     parts = [flat_phases.reshape(-1, *phases.shape[3:])] if groups == 1 else list(flat_phases)
     made = []
     for i, w in enumerate(parts):

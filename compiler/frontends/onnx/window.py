@@ -48,7 +48,7 @@ def plane(c: Converter, node: OnnxNode) -> tuple[str, tuple[int, ...]]:
     if len(shape) == 3:
         x = c.reshape(node, x, (shape[0], shape[1], 1, shape[2]), "row")
     elif len(shape) != 4:
-        raise UnsupportedForm(f"{len(shape) - 2}-D data; only 1-D and 2-D are supported")
+        raise UnsupportedForm(f"{len(shape) - 2}-D data; at most 3-D is supported")
     return x, shape[2:]
 
 
