@@ -41,6 +41,7 @@ def recurrent_call(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Ker
         clip=a["clip"],
         after=a.get("after", False),
         coupled=a.get("coupled", False),
+        rounded=a.get("rounded", False),
     )
     weights = graph.params[r]
     operands: list[Any] = [

@@ -445,7 +445,6 @@ def test_everything_unsupported_is_listed_at_once():
 
 
 UNSUPPORTED_FORMS = [
-    ("weight must be constant", node("Conv", "x z"), {"x": (1, 1, 5, 5), "z": (1, 1, 3, 3)}, {}),
     ("4-D data", node("Conv", "x w"), {"x": (1, 1, 5, 5, 5, 5)}, {"w": (1, 1, 3, 3, 3, 3)}),
     ("training_mode", node("Dropout", "x r t"), {"x": (4,)}, {"r": f32(0.5), "t": np.array(True)}),
 ]

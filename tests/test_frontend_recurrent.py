@@ -133,3 +133,45 @@ def test_computed_lengths_are_refused():
     value.type.tensor_type.shape.dim.add().dim_value = BATCH
     with pytest.raises(UnsupportedError, match="sequence_lens must be constant"):
         load_model(proto)
+
+
+def quantised(batch=1, directions=1, whole=True, states=False):
+    """An LSTM as ONNX Runtime's dynamic quantisation writes it; `whole`: one scale for all channels.
+
+    Codes are small: ONNX Runtime's sums of large ones saturate on some CPUs.
+    """
+    rng, wide = np.random.default_rng(6), 4 * HIDDEN
+    scales = (directions,) if whole else (directions, wide)
+    weights = {
+        "w": rng.integers(-60, 60, (directions, WIDTH, wide)).astype(np.int8),
+        "r": rng.integers(-60, 60, (directions, HIDDEN, wide)).astype(np.int8),
+        "b": rng.uniform(-0.5, 0.5, (directions, 2 * wide)).astype(np.float32),
+    }
+    for name in "wr":
+        weights[f"{name}s"] = rng.uniform(0.005, 0.01, scales).astype(np.float32)
+        weights[f"{name}z"] = np.zeros(scales, np.int8)
+    shapes = {"x": (STEPS, batch, WIDTH)}
+    shapes |= dict.fromkeys(("h0", "c0"), (directions, batch, HIDDEN)) if states else {}
+    made = node(
+        "DynamicQuantizeLSTM",
+        f"x w r b - {'h0 c0' if states else '- -'} - ws wz rs rz",
+        "y h c",
+        domain="com.microsoft",
+        hidden_size=HIDDEN,
+        direction="bidirectional" if directions == 2 else "forward",
+    )
+    proto = model([made], shapes, ("y", "h", "c"), weights, domains=["com.microsoft"])
+    return proto, {name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"directions": 2, "whole": False, "states": True}], ids=["plain", "channels"]
+)
+def test_a_dynamically_quantised_lstm_agrees_with_onnxruntime(form):
+    proto, feeds = quantised(**form)
+    assert not compare(proto, feeds).differences
+
+
+def test_a_dynamically_quantised_lstm_of_several_sequences_is_refused():
+    with pytest.raises(UnsupportedError, match="a batch of 2: which sequences share"):
+        load_model(quantised(batch=2)[0])

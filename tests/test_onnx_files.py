@@ -9,6 +9,7 @@ import onnx
 import pytest
 from bitsmith.compiler.errors import BitsmithError, InputError, ModelError, UnsupportedError
 from bitsmith.compiler.frontends import load_model
+from bitsmith.compiler.frontends.onnx import read
 from bitsmith.compiler.reference import run_reference
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import model, node
@@ -271,6 +272,15 @@ def external(tmp_path, location: str, length: int = 32) -> Path:
     return path
 
 
+@pytest.fixture(params=[False, True], ids=["read", "mapped"])
+def beside(request, monkeypatch):
+    """How weights in other files are read; large ones of a large model are mapped."""
+    if request.param:
+        monkeypatch.setattr(read, "MOST_READ", 0)
+        monkeypatch.setattr(read, "LARGE", 0)
+
+
+@pytest.mark.usefixtures("beside")
 def test_external_weights_are_read(tmp_path):
     path = external(tmp_path, "weights.bin")
     weight = np.arange(8, dtype=np.float32).reshape(4, 2)
@@ -278,6 +288,7 @@ def test_external_weights_are_read(tmp_path):
     np.testing.assert_array_equal(load_model(path).params["fc"], weight.T)
 
 
+@pytest.mark.usefixtures("beside")
 def test_external_weights_that_are_missing_or_short(tmp_path):
     path = external(tmp_path, "weights.bin")
     assert "weights of 'fc' cannot be read" in refused(path)
@@ -285,6 +296,7 @@ def test_external_weights_that_are_missing_or_short(tmp_path):
     assert "weights of 'fc' cannot be read" in refused(path)
 
 
+@pytest.mark.usefixtures("beside")
 def test_external_weights_may_not_leave_the_directory(tmp_path):
     secret = tmp_path / "secret.bin"
     secret.write_bytes(bytes(32))

@@ -9,6 +9,7 @@ What comes from the input is computed before, for all steps at once, by a `linea
     y [steps, batch, hidden], h, c        output of every step, state in the end
 
 lstm  gates i, o, f, g     i, o, f = F(x + R h + p c); g = G(...); c' = f c + i g; h' = o H(c')
+                           with `rounded` R reads h on 256 levels between its least and largest number and 0
 gru   gates z, r, n        z, r = F(x + R h); n = G(x + R (r h)), or G(x + r (R h + rb)) with `after`
                            h' = (1 - z) n + z h
 rnn   gate n               h' = F(x + R h)
@@ -95,6 +96,7 @@ def _check_attrs(cell: str, attrs: Attrs, steps: int, batch: int) -> None:
     lengths = attrs["lengths"]
     fits = not lengths or (len(lengths) == batch and 0 <= min(lengths) and max(lengths) <= steps)
     require(fits, f"lengths {lengths} are not one of 0 to {steps} for each of {batch}")
+    require(not attrs.get("rounded") or batch == 1, f"`rounded` is of one sequence, not {batch}")
 
 
 def _loop(
@@ -129,13 +131,23 @@ def _start(x: Any, r: Any, state: Any) -> Any:
     return _t().zeros(x.shape[1], r.shape[1]) if state is None else state
 
 
+def _rounded(h: Any) -> Any:
+    """h on the levels of ONNX's DynamicQuantizeLinear."""
+    torch = _t()
+    low, high = h.min().clamp(max=0), h.max().clamp(min=0)
+    scale = torch.where(high > low, (high - low) / 255, 1.0)
+    zero = torch.round((-low / scale).clamp(0, 255))
+    return ((torch.round(h / scale) + zero).clamp(0, 255) - zero) * scale
+
+
 def _reference_lstm(inputs: Sequence[Any], attrs: Attrs) -> Any:
     x, r, peephole, h0, c0 = (*inputs, None, None, None)[:5]
     f, g, h = (_function(attrs, name) for name in "fgh")
     pi, po, pf = (0, 0, 0) if peephole is None else peephole.chunk(3)
 
     def step(xt: Any, states: list[Any]) -> list[Any]:
-        i, o, forget, new = (xt + states[0] @ r.T).chunk(4, dim=1)
+        read = _rounded(states[0]) if attrs["rounded"] else states[0]
+        i, o, forget, new = (xt + read @ r.T).chunk(4, dim=1)
         c = states[1]
         i = f(i + pi * c)
         forget = 1 - i if attrs["coupled"] else f(forget + pf * c)
@@ -223,6 +235,7 @@ def _samples(cell: str) -> tuple[Sample, ...]:
         sample(6, 4, 21, extra=True, lengths=(6, 0, 3, 4), **own),
         sample(6, 2, 9, states=True, reverse=True, lengths=(2, 5), **own),
         sample(2, 2, 11, **others),
+        *([sample(3, 1, 21, states=True, rounded=True)] if cell == "lstm" else []),
     )
 
 
@@ -233,7 +246,7 @@ LSTM = OpDef(
     infer=lambda types, attrs: _infer("lstm", 3, types, attrs),
     reference=_reference_lstm,
     samples=_samples("lstm"),
-    attrs={**_attrs("lstm"), "coupled": False},  # the forget gate is 1 - i
+    attrs={**_attrs("lstm"), "coupled": False, "rounded": False},  # coupled: the forget gate is 1 - i
     flops=_flops,
 )
 

@@ -14,12 +14,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tvm import tirx
+
 from . import emit
 from .cell_functions import apply
 from .partial import load_part, store_part
 from .recurrent_spec import RecurrentSpec
 
 F = "float32"
+
+
+def nearest(x: Any) -> Any:
+    """The integer nearest to a number, ties to even."""
+    whole = emit.bits(x + emit.splat(emit.MAGIC, F, 1), "int32", 1)
+    return emit.cast(whole - emit.splat(emit.MAGIC_BITS, "int32", 1), F, 1)
 
 
 def recurrent_params(spec: RecurrentSpec) -> list[tuple[str, str]]:
@@ -38,7 +46,7 @@ def emit_recurrent(spec: RecurrentSpec, name: str) -> Any:
 
 class _Recurrent:
     """Emits one kernel. `states` are h (and c of an lstm), `[row][unit]`; `next` is the h of the next step,
-    `gate` what a gru's second pass needs of the first: r * h and z."""
+    `gate` what a gru's second pass needs of the first: r * h and z; `read` the h of products."""
 
     def __init__(self, spec: RecurrentSpec, args: tuple[Any, ...]) -> None:
         *buffers, self.begin, self.end = args
@@ -48,6 +56,7 @@ class _Recurrent:
         self.states = [emit.local(size, F) for _ in spec.starts]
         self.next = emit.local(size, F)
         self.gate = [emit.local(size, F) for _ in range(2 * (len(spec.products) - 1))]
+        self.read = emit.local(size, F) if spec.rounded else self.states[0]
 
     def body(self) -> None:
         with emit.loop(self.begin, self.end) as task:
@@ -112,6 +121,8 @@ class _Recurrent:
     # One step
 
     def step(self, time: Any, first: Any) -> None:
+        if self.spec.rounded:
+            self.round_state()
         base = 0
         for index, gates in enumerate(self.spec.products):
             self.products(index, gates, base, time, first)
@@ -120,6 +131,24 @@ class _Recurrent:
             with emit.loop(0, self.spec.padded // self.spec.lanes) as v:
                 value = emit.load(self.next, self.unit(row, v), self.spec.lanes)
                 emit.store(self.states[0], self.unit(row, v), value, self.spec.lanes)
+
+    def round_state(self) -> None:
+        """h on 256 levels, as compiler/ops/recurrent.py says."""
+        units = self.spec.hidden
+        numbers = emit.local(4, F)  # least, largest, scale, zero
+        h = self.states[0]
+        for slot in range(2):
+            emit.store(numbers, slot, tirx.const(0.0, F))
+        with emit.loop(0, units) as k:
+            emit.store(numbers, 0, emit.vmin(emit.load(numbers, 0), emit.load(h, k)))
+            emit.store(numbers, 1, emit.vmax(emit.load(numbers, 1), emit.load(h, k)))
+        low, high, scale, zero = (emit.load(numbers, i) for i in range(4))
+        emit.store(numbers, 2, tirx.Select(high > low, (high - low) / 255.0, tirx.const(1.0, F)))
+        emit.store(numbers, 3, nearest(emit.vmin((tirx.const(0.0, F) - low) / scale, tirx.const(255.0, F))))
+        with emit.loop(0, units) as k:
+            level = nearest(emit.load(h, k) / scale) + zero
+            level = emit.vmin(emit.vmax(level, tirx.const(0.0, F)), tirx.const(255.0, F))
+            emit.store(self.read, k, (level - zero) * scale)
 
     def products(self, index: int, gates: tuple[int, ...], base: int, time: Any, first: Any) -> None:
         """One pass over all units."""
@@ -161,7 +190,7 @@ class _Block:
             for g in range(len(self.gates)):
                 for v in range(self.vectors):
                     emit.store(self.acc, self.slot(row, g, v), self.begin(row, g, v))
-        state = self.owner.gate[0] if self.index else self.owner.states[0]
+        state = self.owner.gate[0] if self.index else self.owner.read
         count = len(self.gates) * self.vectors
         with emit.loop(0, s.hidden) as k:
             for i in range(count):

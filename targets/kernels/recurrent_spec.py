@@ -34,6 +34,7 @@ class RecurrentSpec:
     clip: float = math.inf
     after: bool = False
     coupled: bool = False
+    rounded: bool = False
 
     @property
     def rows(self) -> int:

@@ -31,7 +31,9 @@ def without_weights(model: Any, *, empty: bool = False) -> Any:
 
 
 def _is_large(tensor: Any) -> bool:
-    """Whether it has many bytes, and exactly those that its shape and type need."""
+    """Whether it has many bytes, and exactly those that its shape and type need; or lies elsewhere."""
+    if tensor.data_location == tensor.EXTERNAL:
+        return True
     size = len(tensor.raw_data)
     return size >= LARGE and size == BYTES.get(tensor.data_type, 0) * math.prod(tensor.dims)
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from .computed import conv_computed
 from .converter import (
     Converter,
     OnnxNode,
@@ -24,6 +25,8 @@ from .window import (
 
 
 def _conv(c: Converter, node: OnnxNode) -> Result:
+    if c.constant(node, 1) is None and len(c.type(c.value(node)).shape) < 5:
+        return conv_computed(c, node)
     weight = c.known(node, 1, "weight")
     if weight.ndim == 5:
         return conv_3d(c, node, weight)

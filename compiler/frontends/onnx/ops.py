@@ -10,6 +10,7 @@ from .attention import ATTENTION_RULES
 from .blocks import BLOCK_RULES
 from .converter import Rule
 from .deform import DEFORM_RULES
+from .dynamic import DYNAMIC_RULES
 from .einsum import EINSUM_RULES
 from .fourier import FOURIER_RULES
 from .generate import GENERATE_RULES
@@ -42,6 +43,7 @@ RULES: dict[str, Rule] = {
     **RECURRENT_RULES,
     **QUANTISED_RULES,
     **QLINEAR_RULES,
+    **DYNAMIC_RULES,
     **BLOCK_RULES,
     **MICROSOFT_RULES,
     **ATTENTION_RULES,

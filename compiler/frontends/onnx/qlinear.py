@@ -189,13 +189,13 @@ def _to_float(c: Converter, node: OnnxNode) -> Result:
     Data and its scale and zero point are computed; those of weights are known.
     """
     c.values[f"{node.output}.a"] = _real_at_run_time(c, node, 2, 4)
-    return _product_with_codes(c, node, f"{node.output}.a", 1, (3, 5), 6)
+    return product_with_codes(c, node, f"{node.output}.a", 1, (3, 5), 6)
 
 
 def _attention(c: Converter, node: OnnxNode) -> list[Result]:
     """ONNX Runtime's QAttention: data of computed scale and zero point times weights of q, k and v."""
     c.values[f"{node.output}.a"] = _real_at_run_time(c, node, 3, 6)
-    product = _product_with_codes(c, node, f"{node.output}.a", 1, (4, 7), 2)
+    product = product_with_codes(c, node, f"{node.output}.a", 1, (4, 7), 2)
     assert isinstance(product, str)
     return attended(c, node, product, mask=5, past=8, bias=len(node.inputs))
 
@@ -211,28 +211,7 @@ def _real_at_run_time(c: Converter, node: OnnxNode, scale: int, zero: int) -> st
     return c.emit(node, "mul", [x, c.value(node, scale)], "a")
 
 
-def _dynamic_matmul(c: Converter, node: OnnxNode) -> Result:
-    """ONNX Runtime's DynamicQuantizeMatMul: data rounded to 256 steps between its ends, which hold 0."""
-    x, rank = c.value(node), len(c.type(c.value(node)).shape)
-    zero, most = (c.scalar(node, name, number) for name, number in (("zero", 0.0), ("most", 255.0)))
-    ends = []
-    for name, op in (("reduce_min", "minimum"), ("reduce_max", "maximum")):
-        end = c.emit(node, name, [x], name, axes=tuple(range(rank)))
-        ends.append(c.emit(node, op, [end, zero], f"{name}.end"))
-    width = c.emit(node, "sub", [ends[1], ends[0]], "width")
-    step = c.emit(node, "div", [width, most], "step")
-    some = c.emit(node, "equal", [step, zero], "constant")
-    step = c.emit(node, "where", [some, c.scalar(node, "one", 1.0), step], "scale")
-    start = c.emit(node, "round", [c.emit(node, "div", [ends[0], step], "start")], "start.whole")
-    codes = c.emit(node, "round", [c.emit(node, "div", [x, step], "steps")], "steps.whole")
-    codes = c.emit(node, "sub", [codes, start], "codes.free")
-    codes = c.emit(node, "clip", [codes], "codes", lo=0.0, hi=255.0)
-    centred = c.emit(node, "add", [codes, start], "codes.centred")
-    c.values[f"{node.output}.a"] = c.emit(node, "mul", [centred, step], "a")
-    return _product_with_codes(c, node, f"{node.output}.a", 1, (2, 3), 4)
-
-
-def _product_with_codes(
+def product_with_codes(
     c: Converter, node: OnnxNode, a: str, at: int, beside: tuple[int, int], bias: int
 ) -> Result:
     """A value times constant codes whose scale and zero point are the inputs `beside`, plus a bias."""
@@ -267,7 +246,6 @@ def _qgemm(c: Converter, node: OnnxNode) -> Result:
 
 def _microsoft() -> dict[str, Rule]:
     rules: dict[str, Rule] = {
-        "DynamicQuantizeMatMul": _dynamic_matmul,
         "MatMulIntegerToFloat": _to_float,
         "QAttention": _attention,
         "QGemm": _qgemm,

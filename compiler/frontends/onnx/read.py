@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from ...errors import ModelError, UnsupportedError
-from .bare import without_weights
+from .bare import LARGE, without_weights
+from .mapped import bytes_of, mapped, name_file
 
 OLDEST_OPSET = 7
 MICROSOFT = "com.microsoft"
 WRITTEN_AS_ONNX = ("LayerNormalization", "SimplifiedLayerNormalization")
 MAX_BYTES = 2**31 - 1
 """Protobuf's limit for one message; the checker and shape inference need the whole model as one."""
+MOST_READ = 2**31 - 1
+"""Bytes of weights in other files that are read; where there are more, large ones are mapped."""
 
 
 def read_onnx(source: Path | Any, label: str) -> Any:
@@ -53,7 +56,8 @@ def _parse(path: Path) -> Any:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise UnsupportedError(
-                f"{path}: {size / 1e9:.1f} GB; models over 2 GB are not supported by this version"
+                f"{path}: {size / 1e9:.1f} GB; files over 2 GB cannot be read: save the weights beside it "
+                "(onnx.save with save_as_external_data=True)"
             )
         data = path.read_bytes()
     except FileNotFoundError:
@@ -86,15 +90,19 @@ def _texts(message: Any) -> Iterator[str | bytes]:
 
 
 def _load_external(model: Any, path: Path) -> None:
-    """Read weights that lie beside the file. onnx itself refuses locations outside the model's directory."""
+    """Read weights that lie beside the file, or map them. onnx itself refuses locations outside of its
+    directory."""
     import onnx
     from onnx.external_data_helper import load_external_data_for_tensor
 
-    total = 0
-    for tensor in tensors_of(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
+    outside = [t for t in tensors_of(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    many = sum(map(bytes_of, outside)) > MOST_READ
+    for tensor in outside:
         try:
+            if many and bytes_of(tensor) >= LARGE and tensor.name in initializers:
+                name_file(tensor, path.parent)
+                continue
             load_external_data_for_tensor(tensor, str(path.parent))
         except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
             raise ModelError(
@@ -102,9 +110,6 @@ def _load_external(model: Any, path: Path) -> None:
             ) from None
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
-        total += len(tensor.raw_data)
-        if total > MAX_BYTES:
-            raise UnsupportedError(f"{path}: models over 2 GB are not supported by this version")
 
 
 def first_line(error: BaseException) -> str:
@@ -268,7 +273,7 @@ def _check_weights(model: Any, label: str) -> None:
         if array.dtype.kind != "f":
             continue
         with np.errstate(over="ignore"):
-            finite = np.isfinite(array.astype(np.float32))
+            finite = np.isfinite(array.astype(np.float32, copy=False))
         if np.isnan(array).any() or (tensor.name in weights and not finite.all()):
             bad = int(array.size - finite.sum())
             broken.append(f"  {tensor.name or '(unnamed constant)'}: {bad} of {array.size} values")
@@ -295,7 +300,8 @@ def to_array(tensor: Any, label: str = "ONNX model") -> np.ndarray:
     from onnx import TensorProto, numpy_helper
 
     try:
-        array = numpy_helper.to_array(tensor)
+        outside = tensor.data_location == TensorProto.EXTERNAL
+        array = mapped(tensor) if outside else numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ModelError(f"{label}: tensor {tensor.name!r} is damaged: {first_line(error)}") from None
     if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):

@@ -172,7 +172,8 @@ def _joined(
     return c.emit(node, "concat", pieces, name, axis=axis)
 
 
-def _recurrent(c: Converter, node: OnnxNode) -> list[Result]:
+def recurrent(c: Converter, node: OnnxNode, rounded: bool = False) -> list[Result]:
+    """`rounded`: of an lstm, whether products read its state on 256 steps."""
     layer = _layer(c, node)
     x = c.value(node)
     x = _swapped(c, node, x, "steps") if layer.batch_first else x
@@ -186,7 +187,7 @@ def _recurrent(c: Converter, node: OnnxNode) -> list[Result]:
         if layer.cell == "gru":
             attrs["after"] = bool(node.get_int("linear_before_reset", 0))
         if layer.cell == "lstm":
-            attrs["coupled"] = bool(node.get_int("input_forget", 0))
+            attrs |= {"coupled": bool(node.get_int("input_forget", 0)), "rounded": rounded}
         made.append(c.emit_all(node, layer.cell, _trimmed(inputs), f"loop{d}", **attrs))
     return _results(c, node, layer, made)
 
@@ -217,4 +218,4 @@ def _results(c: Converter, node: OnnxNode, layer: _Layer, made: list[list[str]])
     return results
 
 
-RECURRENT_RULES: dict[str, Rule] = {"GRU": _recurrent, "LSTM": _recurrent, "RNN": _recurrent}
+RECURRENT_RULES: dict[str, Rule] = {"GRU": recurrent, "LSTM": recurrent, "RNN": recurrent}
