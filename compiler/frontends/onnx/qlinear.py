@@ -120,7 +120,7 @@ def _integer(op: str) -> Rule:
                 c.constants[name] = centred.astype(np.float32)
                 c.quantised.scales[name] = np.ones(1, np.float32)
             else:
-                c.values[name] = _centred(c, node, i)
+                c.values[name] = _centred(c, node, i, axis)
             names.append(name)
         y = c.computed(_inner(node, op, tuple(names)))
         return c.emit(node, "cast", [c.emit(node, "round", [y], "whole")], to="int32")
@@ -128,8 +128,11 @@ def _integer(op: str) -> Rule:
     return rule
 
 
-def _centred(c: Converter, node: OnnxNode, index: int) -> str:
-    """x - x_zero as float32. The zero point of dynamically quantised data is only known at run time."""
+def _centred(c: Converter, node: OnnxNode, index: int, axis: int) -> str:
+    """x - x_zero as float32. The zero point of dynamically quantised data is only known at run time.
+
+    `axis`: of a weight, the one along which it may have several.
+    """
     value, zero = c.value(node, index), c.constant(node, 2 + index)
     part = f"operand{index}"
     if not node.has_input(2 + index) or (zero is not None and zero.size == 1):
@@ -139,6 +142,9 @@ def _centred(c: Converter, node: OnnxNode, index: int) -> str:
     shape = c.type(zero_value).shape
     if index == 0 and len(shape) == 1 and shape != (1,):  # one per row
         zero_value = c.reshape(node, zero_value, (*shape, 1), f"{part}.zeros")
+    elif index == 1 and len(shape) == 1 and axis == 0:
+        rest = (1,) * (len(c.type(x).shape) - 1)
+        zero_value = c.reshape(node, zero_value, (*shape, *rest), f"{part}.zeros")
     return c.emit(node, "sub", [x, zero_value], part)
 
 
