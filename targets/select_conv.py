@@ -84,15 +84,25 @@ def _known_weights(graph: Graph, node: Node) -> bool:
     return all(v in graph.params for i, v in enumerate(node.inputs) if v and i in (1, 2, 4))
 
 
+def _four(graph: Graph, node: Node, spec: GemmSpec) -> np.ndarray:
+    """The weights as those of a convolution."""
+    return graph.params[node.inputs[1]].reshape(spec.oc, -1, *spec.kernel)
+
+
+def _fastest(graph: Graph, node: Node, spec: GemmSpec, isa: Isa) -> GemmSpec:
+    """Multiplying as fast as the weights allow."""
+    if spec.dot == isa.dot and isa.pair_dot and pairs_bounded(spec, _four(graph, node, spec)):
+        return replace(spec, dot=isa.pair_dot)
+    return spec
+
+
 def _gemm_call(graph: Graph, node: Node, spec: GemmSpec, x: str, isa: Isa) -> KernelCall | None:
     """Operands of an implicit matrix product; weights are packed when asked for."""
-    w, bias, scale, residual = (_operand(node, i) for i in (1, 2, 4, 3))
+    bias, scale, residual = (_operand(node, i) for i in (2, 4, 3))
 
     def four() -> np.ndarray:
-        return graph.params[w].reshape(spec.oc, -1, *spec.kernel)
+        return _four(graph, node, spec)
 
-    if spec.dot == isa.dot and isa.pair_dot and pairs_bounded(spec, four()):
-        spec = replace(spec, dot=isa.pair_dot)
     spec = replace(spec, tiled=isa.tiles.get(spec))
     if spec.stack_bytes > STACK_BYTES:
         return None
@@ -136,6 +146,7 @@ def _conv2d(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Calls | No
     else:
         where = window((n, h, width, c), node.type.shape, w.shape[2:], a)
     spec = GemmSpec(**where, **_common(graph, node, a, isa), oc=oc, groups=a["groups"], nchw_in=planar)
+    spec = _fastest(graph, node, spec, isa)
     if calls := winograd(graph, node, spec):
         return calls
     return _gemm_call(graph, node, spec, node.inputs[0], isa)
@@ -178,7 +189,7 @@ def _linear(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> KernelCall
         groups=1,
         nchw_in=False,
     )
-    return _gemm_call(graph, node, spec, node.inputs[0], isa)
+    return _gemm_call(graph, node, _fastest(graph, node, spec, isa), node.inputs[0], isa)
 
 
 CONV_RULES = {"conv2d": _conv2d, "linear": _linear}

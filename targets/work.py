@@ -82,11 +82,11 @@ def _piece(graph: Graph, call: KernelCall) -> Work:
     *given, made = call.operands
     weights = [v for v in given if isinstance(v, Weights) or v in graph.params]
     read = sum(_nbytes(graph, v) for v in dict.fromkeys(given) if v not in weights)
-    flops, rate = (
-        (call.spec.flops, "float32")
-        if isinstance(call.spec, WinogradInputSpec | WinogradSpec)
-        else (None, "")
-    )
+    flops, rate = None, ""
+    if isinstance(call.spec, WinogradInputSpec | WinogradSpec):
+        flops, rate = call.spec.flops, "float32"
+        if call.spec.quantised:  # 16 bits by 16; the input's whole additions have no measured limit
+            rate = f"madd{32 * call.spec.lanes}" if isinstance(call.spec, WinogradSpec) else ""
     return Work(flops, rate, read, _nbytes(graph, made), sum(_nbytes(graph, v) for v in weights))
 
 

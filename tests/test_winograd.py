@@ -85,7 +85,11 @@ def truth(graph: Graph, feeds: dict[str, np.ndarray]) -> np.ndarray:
 def only(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Select the transform of that size wherever it fits, worth it or not."""
     monkeypatch.setattr(select_winograd, "TRANSFORMS", {m: TRANSFORMS[m]})
-    monkeypatch.setattr(select_winograd, "pays", lambda spec: True)
+    everywhere(monkeypatch)
+
+
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select_winograd, "pays", lambda spec, direct: True)
 
 
 CASES = {
@@ -160,6 +164,6 @@ def test_filters_take_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow, _ = network((1, 28, 28, 64), 64, narrow=True)
     half = lower(narrow, TARGETS["x86-64-avx2"]).program.weights_bytes
     assert chosen(narrow) and small - half == 2 * 9 * 64 * 64
-    monkeypatch.setattr(select_winograd, "pays", lambda spec: False)
+    monkeypatch.setattr(select_winograd, "pays", lambda spec, direct: False)
     assert not chosen(graph)
     assert small <= lower(graph, TARGETS["x86-64-avx2"]).program.weights_bytes

@@ -7,6 +7,7 @@
     vnni      4      acc[n] += 4 x uint8 * int8       vpdpbusd
     ubs       4      acc[n] += 4 x uint8 * int8       vpmaddubsw, vpmaddwd; for weights in bounded pairs only
     madd      2      acc[n] += 2 x int16 * int16      vpmaddwd; A widened when packed, B when loaded
+    words     2      acc[n] += 2 x int16 * int16      vpmaddwd; both are int16 as they lie
     portable  1      acc[n] += int32 * int32          whatever LLVM makes of it
 
 All integer rows give the exact int32 sum. `ubs` would saturate at int16 for large weights: it is chosen only
@@ -141,6 +142,7 @@ def float_mac(lanes: int) -> Mac:
 
 
 MADD = Cost(operations=2, widen=1, spare=2)
+WORDS = Cost(operations=2, spare=2)
 UBS = Cost(operations=3, spare=2)
 
 INT8_MACS = {
@@ -151,6 +153,8 @@ INT8_MACS = {
         Mac("ubs256", 4, "uint8", "int8", "int32", 8, UBS),
         Mac("madd512", 2, "int16", "int8", "int32", 16, MADD),
         Mac("madd256", 2, "int16", "int8", "int32", 8, MADD),
+        Mac("words512", 2, "int16", "int16", "int32", 16, WORDS),
+        Mac("words256", 2, "int16", "int16", "int32", 8, WORDS),
         Mac("portable", 1, "uint8", "int8", "int32", 4),
     )
 }

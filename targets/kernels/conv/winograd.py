@@ -13,8 +13,9 @@ from typing import Any
 
 from .. import emit
 from ..bfloat16 import first, stored
+from ..epilogue import UNIT, quantise
 from .winograd_spec import (
-    TRANSFORMS,
+    WHOLE_SHIFT,
     Matrix,
     WinogradInputSpec,
     WinogradSpec,
@@ -24,15 +25,23 @@ Vectors = list[Any]
 
 
 def input_params(spec: WinogradInputSpec) -> list[tuple[str, str]]:
-    return [("x", "float32"), ("v", "float32")]
+    return [("x", spec.x_dtype), ("v", spec.mac.a_dtype)]
 
 
 def product_params(spec: WinogradSpec) -> list[tuple[str, str]]:
     """(name, element type) of the kernel's pointers, in order."""
     e = spec.epilogue
-    optional = (("bias", e.bias), ("residual", bool(e.residual)))
-    names = ["v", "g", *(name for name, there in optional if there), "y"]
-    return [(name, "uint16" if name == "g" and spec.narrow else "float32") for name in names]
+    optional = (
+        ("bias", e.acc_dtype, e.bias),
+        ("scale", "float32", e.scale),
+        ("residual", e.residual, bool(e.residual)),
+    )
+    return [
+        ("v", spec.mac.a_dtype),
+        ("g", "int8" if spec.quantised else "uint16" if spec.narrow else "float32"),
+        *((name, dtype) for name, dtype, there in optional if there),
+        ("y", e.out_dtype),
+    ]
 
 
 def emit_winograd_input(spec: WinogradInputSpec, name: str) -> Any:
@@ -45,62 +54,65 @@ def emit_winograd(spec: WinogradSpec, name: str) -> Any:
     return emit.kernel(name, product_params(spec), lambda *args: _Products(spec, args).body())
 
 
-def both_sides(matrix: Matrix, square: Vectors, lanes: int) -> Vectors:
+def both_sides(matrix: Matrix, square: Vectors, dtype: str, lanes: int) -> Vectors:
     """M s M^T of a square of vectors, row by row; each step is stored, so that no expression is computed
     twice."""
     side = len(matrix[0])
-    columns = [_applied(matrix, square[j::side], lanes) for j in range(side)]
-    half = _stored([columns[j][i] for i in range(len(matrix)) for j in range(side)], lanes)
-    rows = [_applied(matrix, half[i * side : (i + 1) * side], lanes) for i in range(len(matrix))]
-    return _stored([value for row in rows for value in row], lanes)
+    columns = [_applied(matrix, square[j::side], dtype, lanes) for j in range(side)]
+    half = _stored([columns[j][i] for i in range(len(matrix)) for j in range(side)], dtype, lanes)
+    rows = [_applied(matrix, half[i * side : (i + 1) * side], dtype, lanes) for i in range(len(matrix))]
+    return _stored([value for row in rows for value in row], dtype, lanes)
 
 
-def _applied(matrix: Matrix, values: Sequence[Any], lanes: int) -> Vectors:
-    return [_combined(row, values, lanes) for row in matrix]
+def _applied(matrix: Matrix, values: Sequence[Any], dtype: str, lanes: int) -> Vectors:
+    return [_combined(row, values, dtype, lanes) for row in matrix]
 
 
-def _combined(row: Sequence[float], values: Sequence[Any], lanes: int) -> Any:
+def _combined(row: Sequence[float], values: Sequence[Any], dtype: str, lanes: int) -> Any:
     """Sum of factor * value, without multiplications by 0 and 1."""
+    number = float if dtype == "float32" else int
     total: Any = None
     for factor, value in sorted(zip(row, values, strict=True), key=lambda pair: pair[0] < 0):
         if not factor:
             continue
         size = abs(factor)
-        part = value if size == 1 else value * emit.splat(float(size), "float32", lanes)
+        part = value if size == 1 else value * emit.splat(number(size), dtype, lanes)
         if total is None:
-            total = part if factor > 0 else emit.splat(0.0, "float32", lanes) - part
+            total = part if factor > 0 else emit.splat(number(0), dtype, lanes) - part
         else:
             total = total + part if factor > 0 else total - part
     return total
 
 
-def _stored(values: Vectors, lanes: int) -> Vectors:
-    kept = emit.local(len(values), emit.vector("float32", lanes))
+def _stored(values: Vectors, dtype: str, lanes: int) -> Vectors:
+    kept = emit.local(len(values), emit.vector(dtype, lanes))
     for i, value in enumerate(values):
         emit.store(kept, i, value)
     return [emit.load(kept, i) for i in range(len(values))]
 
 
 def _inputs(spec: WinogradInputSpec, x: Any, v: Any, begin: Any, end: Any) -> None:
-    s, size = spec, spec.size
+    s, size, kind, lanes = spec, spec.size, spec.mac.a_dtype, spec.wide
 
     def vector(task: Any, across: Any, channel: Any) -> None:
         image, top = task // s.down, task % s.down * s.m - s.pads[0]
         left = across * s.m - s.pads[1]
         at = ((image * s.h + top) * s.w + left) * s.c + channel
-        square = emit.local(s.places, emit.vector("float32", s.lanes))
+        square = emit.local(s.places, emit.vector(kind, lanes))
 
         def read(i: int, j: int) -> None:
-            value = emit.load(x, at + (i * s.w + j) * s.c, s.lanes)
-            emit.store(square, i * size + j, stored(value, "float32", s.lanes) if s.narrow else value)
+            value = emit.load(x, at + (i * s.w + j) * s.c, lanes)
+            if s.quantised:
+                value = emit.cast(value, kind, lanes)
+            emit.store(square, i * size + j, stored(value, kind, lanes) if s.narrow else value)
 
         def read_inside(i: int, j: int) -> None:
             inside = (top + i >= 0, top + i < s.h, left + j >= 0, left + j < s.w)
-            zero = emit.splat(0.0, "float32", s.lanes)
+            outside = emit.splat(s.x_zero if s.quantised else 0.0, kind, lanes)
             emit.branch(
                 emit.ib.And(emit.ib.And(*inside[:2]), emit.ib.And(*inside[2:])),
                 lambda: read(i, j),
-                lambda: emit.store(square, i * size + j, zero),
+                lambda: emit.store(square, i * size + j, outside),
             )
 
         def each(what: Callable[[int, int], None]) -> None:
@@ -114,15 +126,15 @@ def _inputs(spec: WinogradInputSpec, x: Any, v: Any, begin: Any, end: Any) -> No
         emit.branch(whole, lambda: each(read), lambda: each(read_inside))
         loaded = [emit.load(square, i) for i in range(s.places)]
         to = (task * s.across + across) * s.c + channel
-        for place, value in enumerate(both_sides(TRANSFORMS[s.m].inputs, loaded, s.lanes)):
-            emit.store(v, place * s.tiles * s.c + to, value, s.lanes)
+        for place, value in enumerate(both_sides(s.transform.inputs, loaded, kind, lanes)):
+            emit.store(v, place * s.place + to, value, lanes)
 
     with (
         emit.loop(begin, end) as task,
         emit.loop(0, s.across) as across,
-        emit.loop(0, s.c // s.lanes) as part,
+        emit.loop(0, s.c // lanes) as part,
     ):
-        vector(task, across, part * s.lanes)
+        vector(task, across, part * lanes)
 
 
 class _Products:
@@ -132,9 +144,8 @@ class _Products:
         *buffers, self.begin, self.end = args
         self.spec = s = spec
         self.buffers = dict(zip((n for n, _ in product_params(spec)), buffers, strict=True))
-        self.most = s.pieces.sizes()[0][0]
-        self.filters, self.f0 = emit.aligned(s.places * s.c * s.width, "float32")
-        self.sums, self.s0 = emit.aligned(s.places * s.chunk * self.most * s.width, "float32")
+        self.filters, self.f0 = emit.aligned(s.places * s.filter_place, s.mac.b_dtype)
+        self.sums, self.s0 = emit.aligned(s.places * s.sum_place, s.mac.acc_dtype)
 
     def body(self) -> None:
         s = self.spec
@@ -148,15 +159,18 @@ class _Products:
                 self.some_tiles(block, begin, emit.vmin(begin + s.chunk, last))
 
     def transform_filters(self, block: Any) -> None:
-        s = self.spec
-        with emit.loop(0, s.c) as c, emit.loop(0, s.tile[1]) as v:
-            at = (block * s.c + c) * 9 * s.width + v * s.lanes
-            g = [emit.load(self.buffers["g"], at + i * s.width, s.lanes) for i in range(9)]
-            g = [first(emit.cast(row, "uint32", s.lanes), s.lanes) for row in g] if s.narrow else g
-            g = _stored(g, s.lanes)
-            for place, value in enumerate(both_sides(TRANSFORMS[s.m].filters, g, s.lanes)):
-                to = self.f0 + (place * s.c + c) * s.width + v * s.lanes
-                emit.store(self.filters, to, value, s.lanes)
+        s, group, lanes, kind = self.spec, self.spec.mac.group, self.spec.wide, self.spec.mac.b_dtype
+        with emit.loop(0, s.c // group) as c, emit.loop(0, s.tile[1]) as v:
+            at = (block * s.c + c * group) * 9 * s.width + v * lanes
+            g = [emit.load(self.buffers["g"], at + i * s.width * group, lanes) for i in range(9)]
+            if s.narrow:
+                g = [first(emit.cast(row, "uint32", lanes), lanes) for row in g]
+            elif s.quantised:
+                g = [emit.cast(row, kind, lanes) for row in g]
+            g = _stored(g, kind, lanes)
+            for place, value in enumerate(both_sides(s.transform.filters, g, kind, lanes)):
+                to = self.f0 + place * s.filter_place + c * group * s.width + v * lanes
+                emit.store(self.filters, to, value, lanes)
 
     def first_tile(self, piece: Any) -> Any:
         p = self.spec.pieces
@@ -167,8 +181,11 @@ class _Products:
         start = self.first_tile(begin)
         with emit.loop(0, s.places) as place, emit.loop(begin, end) as piece:
             self.multiply(place, self.first_tile(piece), start, piece)
-        with emit.loop(start, self.first_tile(end)) as tile, emit.loop(0, s.tile[1]) as v:
-            self.finish(block, tile, tile - start, v)
+        with emit.loop(start, self.first_tile(end)) as tile:
+            if s.in_units:
+                self.finish(block, tile, tile - start, tuple(range(UNIT)))
+            else:
+                emit.over(0, s.tile[1], lambda v: self.finish(block, tile, tile - start, (v,)))
 
     def multiply(self, place: Any, tile: Any, start: Any, piece: Any) -> None:
         (large, count), *others = self.spec.pieces.sizes()
@@ -182,47 +199,74 @@ class _Products:
 
     def product(self, place: Any, tile: Any, start: Any, rows: int) -> None:
         """Sums of neighbouring tiles over all channels, for a block of output channels."""
-        s, vectors = self.spec, self.spec.tile[1]
-        acc = emit.local(rows * vectors, emit.vector("float32", s.lanes))
+        s, mac, vectors = self.spec, self.spec.mac, self.spec.tile[1]
+        acc = emit.local(rows * vectors, emit.vector(mac.acc_dtype, mac.lanes))
         for i in range(rows * vectors):
-            emit.store(acc, i, emit.splat(0.0, "float32", s.lanes))
-        source = (place * s.tiles + tile) * s.c
-        with emit.loop(0, s.c) as c:
-            at = self.f0 + (place * s.c + c) * s.width
-            b = [emit.load(self.filters, at + v * s.lanes, s.lanes) for v in range(vectors)]
+            emit.store(acc, i, mac.zero())
+        source = place * s.place + tile * s.c
+        with emit.loop(0, s.c // mac.group) as step:
+            c = step * mac.group
+            at = self.f0 + place * s.filter_place + c * s.width
+            b = [mac.load_b(self.filters, at + v * s.wide) for v in range(vectors)]
             for i in range(rows):
-                a = emit.splat(emit.load(self.buffers["v"], source + i * s.c + c), "float32", s.lanes)
+                a = mac.load_a(self.buffers["v"], source + i * s.c + c)
                 for v in range(vectors):
-                    emit.store(acc, i * vectors + v, emit.load(acc, i * vectors + v) + a * b[v])
-        to = self.s0 + (place * s.chunk * self.most + tile - start) * s.width
+                    total = mac.step(emit.load(acc, i * vectors + v), a, b[v])
+                    emit.store(acc, i * vectors + v, emit.kept(total, s.lanes) if s.quantised else total)
+        to = self.s0 + place * s.sum_place + (tile - start) * s.width
         for i in range(rows * vectors):
             emit.store(self.sums, to + i * s.lanes, emit.load(acc, i), s.lanes)
 
-    def finish(self, block: Any, tile: Any, kept: Any, v: Any) -> None:
-        """A tile's outputs, of one vector of channels."""
-        s, e = self.spec, self.spec.epilogue
-        at = self.s0 + kept * s.width + v * s.lanes
-        step = s.chunk * self.most * s.width
-        sums = [emit.load(self.sums, at + place * step, s.lanes) for place in range(s.places)]
-        made = both_sides(TRANSFORMS[s.m].outputs, _stored(sums, s.lanes), s.lanes)
-        channel = block * s.width + v * s.lanes
+    def finish(self, block: Any, tile: Any, kept: Any, vectors: Sequence[Any]) -> None:
+        """A tile's outputs, of some vectors of its block's channels."""
+        s = self.spec
+        made = [self.outputs(kept, v) for v in vectors]
         image = tile // (s.down * s.across)
         top, left = tile // s.across % s.down * s.m, tile % s.across * s.m
-        out = ((image * s.oh + top) * s.ow + left) * s.oc + channel
-        bias = e.start(self.buffers.get("bias"), channel, s.lanes)
-
-        def put(i: int, j: int) -> None:
-            to = out + (i * s.ow + j) * s.oc
-            residual = emit.load(self.buffers["residual"], to, s.lanes) if e.residual else None
-            value = e.activated(made[i * s.m + j] + bias, None, residual, s.lanes)
-            emit.store(self.buffers["y"], to, value, s.lanes)
-
+        at = ((image * s.oh + top) * s.ow + left) * s.oc + block * s.width
         for i in range(s.m):
             for j in range(s.m):
                 conditions = [top + i < s.oh] if s.oh % s.m and i else []
                 conditions += [left + j < s.ow] if s.ow % s.m and j else []
+                pixel = [outputs[i * s.m + j] for outputs in made]
+                to = at + (i * s.ow + j) * s.oc
                 if conditions:
                     with emit.when(emit.ib.And(*conditions) if len(conditions) > 1 else conditions[0]):
-                        put(i, j)
+                        self.put(block, to, vectors, pixel)
                 else:
-                    put(i, j)
+                    self.put(block, to, vectors, pixel)
+
+    def outputs(self, kept: Any, v: Any) -> Vectors:
+        """Those of a tile before its epilogue, a vector of channels of each."""
+        s = self.spec
+        at = self.s0 + kept * s.width + v * s.lanes
+        kind = s.mac.acc_dtype
+        sums = [emit.load(self.sums, at + place * s.sum_place, s.lanes) for place in range(s.places)]
+        made = both_sides(s.transform.outputs, _stored(sums, kind, s.lanes), kind, s.lanes)
+        if s.quantised:
+            four = emit.splat(WHOLE_SHIFT, kind, s.lanes)
+            made = _stored([emit.ib.shift_right(y, four) for y in made], kind, s.lanes)
+        return made
+
+    def put(self, block: Any, to: Any, vectors: Sequence[Any], sums: Sequence[Any]) -> None:
+        """One pixel's outputs of these vectors of channels."""
+        s, e = self.spec, self.spec.epilogue
+
+        def ready(v: Any, total: Any) -> Any:
+            channel = block * s.width + v * s.lanes
+            residual = None
+            if e.residual and s.in_units:
+                residual = e.unit_residual(self.buffers["residual"], to, v, s.lanes)
+            elif e.residual:
+                residual = emit.load(self.buffers["residual"], to + v * s.lanes, s.lanes)
+            scale = emit.load(self.buffers["scale"], channel, s.lanes) if e.scale else None
+            total = total + e.start(self.buffers.get("bias"), channel, s.lanes)
+            return e.activated(total, scale, residual, s.lanes)
+
+        values = [ready(v, total) for v, total in zip(vectors, sums, strict=True)]
+        if s.in_units:
+            packed = e.packed(s.lanes, [e.whole(f, s.lanes) for f in values])
+            emit.store(self.buffers["y"], to, packed, UNIT * s.lanes)
+            return
+        for v, f in zip(vectors, values, strict=True):
+            emit.store(self.buffers["y"], to + v * s.lanes, quantise(f, e, s.lanes), s.lanes)

@@ -9,20 +9,24 @@ of 9 * m * m (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks
 channels each of the n * n places is a matrix product [tiles, c] x [c, oc].
 
 Filters are transformed as the network runs: stored, they would take 16 / 9 or 4 times the room.
+
+uint8 by int8 is exact, with m = 2: 2 G has whole entries, transformed tiles (at most 4 * 255) and filters (at
+most 9 * 128) fit int16, and int32 sums of their products come out four times too large, without a remainder.
+4 products of 16 bits then stand for 9 of 8 bits.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from ..bfloat16 import bit_patterns
-from ..epilogue import Epilogue
+from ..epilogue import UNIT, Epilogue, unit_order
+from ..mac import Mac, mac_named
 from ..tiling import (
-    Cost,
     Split,
     best_tile,
     split,
@@ -71,27 +75,66 @@ TRANSFORMS = {
 }
 """By m, the smallest first. The larger saves more and rounds worse (see tests/test_winograd.py)."""
 
+WHOLE = replace(TRANSFORMS[2], filters=((2, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 2)))
+"""In whole numbers, the outputs four times too large."""
+WHOLE_SHIFT = 2
+MOST_CHANNELS = (2**31 - 1) // (4 * 255 * 128 * 9)
+"""Of uint8, that int32 can sum four times over."""
+
 WORTH = 0.8
 """Of the direct form's cycles, at most: what the model leaves out may cost the rest."""
 LEAST_CYCLES = 50_000
 """Of the direct form: what is done sooner is not worth a second call."""
 NEARLY = 1.1
 """Times the cycles of the best m, for which a smaller one is taken."""
-CACHED_BYTES = 256 * 1024
+CACHED_BYTES = 288 * 1024
 """Transformed filters of a task that a second-level cache keeps while it needs them."""
 CACHE_RATE = 16
 """Bytes a cycle to and from what lies behind that."""
 TILES_AT_ONCE = 24
 """Tiles whose products wait in the first-level cache for their way back."""
+LINE = 64
+
+
+def apart(elements: int, item: int) -> int:
+    """At least so many elements of `item` bytes: an odd number of cache lines. Places that are powers of two
+    apart would share few sets of the first-level cache (a filter's transform took three times as long)."""
+    return (-(-elements * item // LINE) | 1) * LINE // item
 
 
 @dataclass(frozen=True)
 class Tiling(Window):
-    """The tiles of a convolution. `narrow`: weights are bfloat16, and inputs are rounded to it."""
+    """The tiles of a convolution. `narrow`: weights are bfloat16, and inputs are rounded to it. `x_zero` lies
+    around an input of `x_dtype` uint8."""
 
     lanes: int
     m: int
     narrow: bool
+    x_dtype: str
+    x_zero: int
+
+    @property
+    def quantised(self) -> bool:
+        return self.x_dtype == "uint8"
+
+    @property
+    def transform(self) -> Transform:
+        return WHOLE if self.quantised else TRANSFORMS[self.m]
+
+    @property
+    def mac(self) -> Mac:
+        """What multiplies transformed tiles with transformed filters."""
+        return mac_named(f"words{32 * self.lanes}" if self.quantised else "float32", self.lanes)
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number of a transformed tile or filter."""
+        return np.dtype(self.mac.a_dtype).itemsize
+
+    @property
+    def wide(self) -> int:
+        """Lanes of a vector of such numbers."""
+        return self.lanes * self.mac.group
 
     @property
     def size(self) -> int:
@@ -115,14 +158,19 @@ class Tiling(Window):
         return self.n * self.down * self.across
 
     @property
+    def place(self) -> int:
+        """Elements from one place of the transformed tiles to the next."""
+        return apart(self.tiles * self.c, self.item)
+
+    @property
     def nbytes(self) -> int:
         """Of the transformed tiles."""
-        return self.places * self.tiles * self.c * 4
+        return self.places * self.place * self.item
 
 
 @dataclass(frozen=True)
 class WinogradInputSpec(Tiling):
-    """x [n, h, w, c] -> the transformed tiles [places, tiles, c], float32. A task is a row of tiles."""
+    """x [n, h, w, c] -> the transformed tiles [places][tiles, c]. A task is a row of tiles."""
 
     @property
     def tasks(self) -> int:
@@ -131,7 +179,7 @@ class WinogradInputSpec(Tiling):
     @property
     def flops(self) -> int:
         """Of the transform; a multiply-add counts 2."""
-        return 2 * multiplications(TRANSFORMS[self.m].inputs) * 2 * self.size * self.tiles * self.c
+        return 2 * multiplications(self.transform.inputs) * 2 * self.size * self.tiles * self.c
 
 
 @dataclass(frozen=True)
@@ -150,14 +198,28 @@ class WinogradSpec(Tiling):
     @cached_property
     def tile(self) -> tuple[int, int]:
         """(tiles, vectors of output channels) that are multiplied in registers."""
-        widths = [w for w in (4, 3, 2, 1) if self.vectors % w == 0]
-        shapes = [best_tile(self.tiles, self.vectors, self.registers, Cost(), width) for width in widths]
+        widths = [UNIT] if self.in_units else [w for w in (4, 3, 2, 1) if self.vectors % w == 0]
+        by = self.mac.cost
+        shapes = [best_tile(self.tiles, self.vectors, self.registers, by, width) for width in widths]
 
         def cost(shape: tuple[int, int]) -> float:
             loads = sum(shape) / 2  # the filters do not all fit the first-level cache
-            return (step_cycles(shape[0], shape[1], Cost()) + loads) / math.prod(shape)
+            return (step_cycles(shape[0], shape[1], by) + loads) / math.prod(shape)
 
         return min(shapes, key=cost)
+
+    @property
+    def in_units(self) -> bool:
+        """uint8 results are packed from units of vectors (Epilogue.packed)."""
+        return self.epilogue.packs(self.lanes)
+
+    @property
+    def channels(self) -> np.ndarray:
+        """The output channel in each place of packed filters, bias and scale."""
+        natural = np.arange(self.oc)
+        if not self.in_units:
+            return natural
+        return natural.reshape(-1, UNIT * self.lanes)[:, np.ravel(unit_order(self.lanes))].ravel()
 
     @property
     def width(self) -> int:
@@ -197,14 +259,23 @@ class WinogradSpec(Tiling):
         return 2 * self.places * self.tiles * self.c * self.oc
 
     @property
+    def filter_place(self) -> int:
+        """Elements from one place of a block's transformed filters to the next."""
+        return apart(self.c * self.width, self.item)
+
+    @property
+    def sum_place(self) -> int:
+        """Elements from one place of the sums of some tiles to the next."""
+        return apart(self.chunk * self.pieces.sizes()[0][0] * self.width, 4)
+
+    @property
     def filter_bytes(self) -> int:
         """Transformed filters of a block."""
-        return self.places * self.c * self.width * 4
+        return self.places * self.filter_place * self.item
 
     @property
     def stack_bytes(self) -> int:
-        products = self.places * self.chunk * self.pieces.sizes()[0][0] * self.width * 4
-        return self.filter_bytes + products
+        return self.filter_bytes + self.places * self.sum_place * 4
 
 
 def multiplications(matrix: Matrix) -> int:
@@ -212,29 +283,37 @@ def multiplications(matrix: Matrix) -> int:
     return sum(1 for row in matrix for factor in row if factor)
 
 
-def direct_cycles(spec: WinogradSpec) -> float:
-    """Of the ordinary product, at two vector multiply-adds a cycle."""
-    return spec.n * spec.oh * spec.ow * 9 * spec.c * spec.oc / (2 * spec.lanes)
+def product_cycles(products: int, mac: Mac) -> float:
+    """Of so many multiply-adds in tiles of several rows."""
+    return products / (mac.lanes * mac.group) * mac.cost.arithmetic(2, 1) / 2
+
+
+def direct_cycles(spec: WinogradSpec, mac: Mac) -> float:
+    """Of the ordinary product, with that row of kernels/mac.py."""
+    return product_cycles(spec.n * spec.oh * spec.ow * 9 * spec.c * spec.oc, mac)
 
 
 def cycles(spec: WinogradSpec) -> float:
-    """Of both kernels, by the same measure: products, transforms with their loads and stores, and filters
-    that do not stay in the cache."""
-    by, size = TRANSFORMS[spec.m], spec.size
+    """Of both kernels, by the same measure: products, transforms with their loads and stores (two a cycle),
+    and filters that do not stay in the cache."""
+    by, size = spec.transform, spec.size
     inputs = multiplications(by.inputs) * 2 * size + 2 * spec.places
     outputs = multiplications(by.outputs) * (size + spec.m) + 2 * spec.places
     filters = multiplications(by.filters) * (3 + size) + spec.places
-    moved = spec.tiles * (spec.c * inputs + spec.oc * outputs) + spec.c * spec.oc * filters
+    moved = (spec.tiles * spec.c * inputs + spec.c * spec.oc * filters) / spec.wide
+    moved += spec.tiles * spec.oc * outputs / spec.lanes
     spilled = 2 * spec.filter_bytes * spec.blocks if spec.filter_bytes > CACHED_BYTES else 0
-    return (spec.flops / 2 + moved) / (2 * spec.lanes) + spilled * spec.parts / CACHE_RATE
+    return product_cycles(spec.flops // 2, spec.mac) + moved / 2 + spilled * spec.parts / CACHE_RATE
 
 
-def pays(spec: WinogradSpec) -> bool:
-    direct = direct_cycles(spec)
-    return direct >= LEAST_CYCLES and cycles(spec) <= WORTH * direct
+def pays(spec: WinogradSpec, direct: Mac) -> bool:
+    most = direct_cycles(spec, direct)
+    return most >= LEAST_CYCLES and cycles(spec) <= WORTH * most
 
 
 def pack_filters(spec: WinogradSpec, w: np.ndarray) -> np.ndarray:
-    """`w` [oc, c, 3, 3] as [block][c][9][channels of the block]: what a task reads lies together."""
-    blocks = bit_patterns(w).reshape(spec.blocks, spec.width, spec.c, 9).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(blocks).ravel()
+    """`w` [oc, c, 3, 3] as [block][c / group][9][channels of the block][group]: what a task reads lies
+    together."""
+    group = spec.mac.group
+    blocks = bit_patterns(w)[spec.channels].reshape(spec.blocks, spec.width, spec.c // group, group, 9)
+    return np.ascontiguousarray(blocks.transpose(0, 2, 4, 1, 3)).ravel()
