@@ -68,8 +68,9 @@ def _narrow_floats(graph: Graph, node: Node) -> bool:
 
 
 def _narrow(graph: Graph, node: Node, a: dict[str, Any]) -> bool:
-    """Whether no result of an int8 layer leaves int32 before it is rounded to uint8 (Epilogue.narrow)."""
-    if a["out_dtype"] != "uint8" or a["y_inv"] != 1.0 or a["act"] not in ("none", "clip"):
+    """Whether no result of an int8 layer leaves int32 before it is rounded to uint8 (Epilogue.narrow). No
+    activation makes numbers larger but those of `ACT_ATTRS`, and below 1."""
+    if a["out_dtype"] != "uint8":
         return False
     w, bias, scale = (graph.params.get(_operand(node, i)) for i in (1, 2, 4))
     if w is None or (scale is None and _operand(node, 4)) or (bias is None and _operand(node, 2)):
@@ -77,7 +78,10 @@ def _narrow(graph: Graph, node: Node, a: dict[str, Any]) -> bool:
     most = 255.0 * np.abs(w.astype(np.float64)).reshape(len(w), -1).sum(axis=1)
     most += 0.0 if bias is None else np.abs(bias.astype(np.float64))
     most *= 1.0 if scale is None else np.abs(scale.astype(np.float64))
-    return bool(most.max(initial=0.0) + 255.0 * abs(a["r_scale"]) < 2**31 - 256)
+    largest = float(most.max(initial=1.0)) + 255.0 * abs(a["r_scale"])
+    if a["act"] == "clip":
+        largest = max(largest, *(abs(a[bound]) for bound in ("lo", "hi") if math.isfinite(a[bound])), 0.0)
+    return largest * max(1.0, abs(a["alpha"])) * abs(a["y_inv"]) < 2**31 - 256
 
 
 def _known_weights(graph: Graph, node: Node) -> bool:

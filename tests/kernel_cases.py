@@ -158,6 +158,21 @@ LAYERS: dict[str, tuple[str, Sample]] = {
         "conv2d",
         conv((1, 6, 5, 16), (24, 16, 1, 1), q=True, res="float32", r_scale=30.0, y_zero=127, **Q8),
     ),
+    "float residual beyond int32, uint8 result": (
+        "conv2d",
+        replace(
+            conv((1, 6, 5, 16), (64, 16, 1, 1), q=True, res="float32", r_scale=1e12, y_zero=127, **Q8),
+            low=-1.0,
+        ),
+    ),
+    "GELU, uint8 result": (
+        "conv2d",
+        conv((1, 6, 5, 16), (64, 16, 1, 1), q=True, act="gelu", y_inv=40.0, y_zero=9, x_zero=90, **Q8),
+    ),
+    "leaky and steep, uint8 result": (
+        "conv2d",
+        conv((1, 6, 5, 16), (32, 16, 1, 1), q=True, act="leaky_relu", alpha=3.0, y_inv=5.0, y_zero=200, **Q8),
+    ),
     "scales beyond a half": (
         "conv2d",
         conv((1, 4, 4, 8), (16, 8, 1, 1), q=True, base=400.0, y_zero=128, **Q8),

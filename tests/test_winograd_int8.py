@@ -63,9 +63,10 @@ CASES = {
     "several images, a residual of floats": sample((3, 6, 5, 32), 64, residual="float32", **NARROW),
     "uneven padding": sample((1, 5, 6, 48), 64, pads=(2, 0, 1, 3), **NARROW),
     "no padding, floats": sample((1, 10, 11, 16), 16, pads=(0, 0, 0, 0)),
-    "an activation of floats, uint8": sample(
-        (1, 7, 7, 32), 48, act="silu", y_inv=9.0, y_zero=40, out_dtype="uint8", residual="uint8", r_scale=0.1
+    "an activation, a residual": sample(
+        (1, 7, 7, 32), 64, act="silu", y_inv=9.0, y_zero=40, out_dtype="uint8", residual="uint8", r_scale=0.1
     ),
+    "a bound beyond int32": sample((1, 7, 7, 32), 48, **{**NARROW, "hi": 1e12}),
     "smaller than a tile": sample((2, 1, 2, 16), 64, **NARROW),
     "largest sums": sample((1, 4, 4, 512), 16, fill=(255, -128), x_zero=0),
     "largest sums over zeros": sample((1, 4, 4, 512), 16, fill=(0, 127), x_zero=255),
@@ -120,7 +121,7 @@ def test_kernels_are_exact(everywhere: None) -> None:
 
 @needs_avx2
 def test_kernels_of_sixteen_lanes_are_exact(everywhere: None, emulated: set[str], tmp_path: Path) -> None:
-    chosen = ("edges below and right, a residual", "an activation of floats, uint8")
+    chosen = ("edges below and right, a residual", "an activation, a residual")
     fitting = {
         name: sample((1, 9, 7, 32), 64, **{**CASES[name].attrs, "residual": "uint8"}) for name in chosen
     }

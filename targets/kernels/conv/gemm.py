@@ -275,12 +275,13 @@ class _Gemm:
         """Pack and store row `i` of a tile."""
         s, e = self.spec, self.spec.epilogue
 
-        def whole(v: int) -> Any:
+        def total(v: int) -> Any:
             scale = emit.load(self.buffers["scale"], channel + v * s.lanes, s.lanes) if e.scale else None
             residual = e.unit_residual(self.buffers["residual"], out, v, s.lanes) if e.residual else None
-            return e.whole(e.activated(emit.load(acc, i * UNIT + v), scale, residual, s.lanes), s.lanes)
+            return e.total(emit.load(acc, i * UNIT + v), scale, residual, s.lanes)
 
-        packed = e.packed(s.lanes, [whole(v) for v in range(UNIT)])
+        values = e.activated_all([total(v) for v in range(UNIT)], s.lanes)
+        packed = e.packed(s.lanes, [e.whole(f, s.lanes) for f in values])
         emit.store(self.buffers["y"], out, packed, UNIT * s.lanes)
 
     def finish_vectors(self, acc: Any, out: Any, channel: Any, block: Any, rows: int, vectors: int) -> None:
