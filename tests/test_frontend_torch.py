@@ -122,6 +122,50 @@ def test_outputs_that_are_inputs_or_constants():
     assert (first == x).all() and (second == x).all() and (third == 1).all()
 
 
+class Twice(nn.Module):
+    def forward(self, x, more):
+        y = x * more["by"]
+        return {"y": y, "both": (y, y + 1)}
+
+
+def test_a_value_that_is_returned_twice_and_a_mapping_as_last_argument():
+    x, by = torch.arange(3.0), torch.full((3,), 2.0)
+    graph = load_model(Twice(), inputs=(x, {"by": by}))
+    found = answers(graph, x.numpy(), by.numpy())
+    np.testing.assert_array_equal(found, [[0, 2, 4], [0, 2, 4], [1, 3, 5]])
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+def test_a_module_that_changes_its_buffers_is_refused_and_left_as_it_was():
+    module = Counting()
+    with pytest.raises(UnsupportedError, match="changes its buffers as it runs: calls; make them inputs"):
+        load_model(module, inputs=(torch.ones(2),))
+    assert module.calls.item() == 0
+
+
+class Averaging(nn.Module):
+    def forward(self, x):
+        places = torch.tensor([0, 1, 1, 1]).expand(2, 4)
+        return torch.zeros(2, 2).scatter_reduce(1, places, x, "mean")
+
+
+def test_what_the_exporter_writes_wrongly_is_refused():
+    """It has no form for this mean, and writes a plain scatter."""
+    with pytest.raises(
+        UnsupportedError, match="writes something else than the module computes .output 'scat"
+    ):
+        load_model(Averaging(), inputs=(torch.arange(8.0).reshape(2, 4),))
+
+
 class Sampled(nn.Module):
     def forward(self, x):
         noise = torch.rand_like(x)

@@ -13,11 +13,15 @@ import numpy as np
 
 from ..errors import InputError, ModelError, UnsupportedError
 from ..ir import Graph
+from ..reference import run_reference
+from .onnx.converter import numbered
 from .onnx.importer import load_onnx
 from .onnx.optimise import quiet
 from .onnx.read import first_line
 
 _NOISY = ("torch", "torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
+DEPARTS = 0.01
+"""Of an output's range: more is not rounding."""
 
 
 def load_torch(
@@ -36,8 +40,11 @@ def load_torch(
     args, kwargs = _examples(module, shapes, inputs)
     with _evaluating(module), _silent():
         model = _export(module, args, kwargs, name)
-    model.graph.name = name
-    return load_onnx(model, label=name)
+        model.graph.name = name
+        _part_outputs(model.graph)
+        graph = load_onnx(model, label=name)
+        _compare(module, args, kwargs, graph, name)
+    return graph
 
 
 def _examples(module: Any, shapes: Any, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -60,7 +67,10 @@ def _examples(module: Any, shapes: Any, inputs: Any) -> tuple[tuple[Any, ...], d
     if hasattr(inputs, "shape"):  # one array, not a sequence of them
         inputs = (inputs,)
     if not isinstance(inputs, Mapping):
-        return tuple(_tensor(value) for value in inputs), {}
+        given = tuple(_tensor(value) for value in inputs)
+        if given and isinstance(given[-1], dict):  # the exporter takes it for the named arguments
+            return (), dict(zip(names, given, strict=False))
+        return given, {}
     unknown = [key for key in inputs if key not in names]
     if unknown:
         wrong = ", ".join(map(repr, unknown))
@@ -125,10 +135,67 @@ def _export(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: st
                     ]
                 )
             ) from None
-        cause = error.__cause__ or error
-        raise ModelError(f"{name}: torch cannot export the module: {first_line(cause)}") from error
-    assert program is not None
+        said = first_line(error.__cause__ or error)
+        hint = "; what it runs depends on numbers that it computes" if "data-dependent" in said else ""
+        raise ModelError(f"{name}: torch cannot export the module: {said}{hint}") from error
+    assert program is not None and program.exported_program is not None
+    kept = program.exported_program.graph_signature.buffers_to_mutate
+    if kept:
+        raise UnsupportedError(
+            f"{name}: the module changes its buffers as it runs: {', '.join(sorted(set(kept.values())))}; "
+            "make them inputs and outputs, and hand them on from call to call"
+        )
     return program.model_proto
+
+
+def _part_outputs(graph: Any) -> None:
+    """A value that is returned several times gets a name for each: ONNX wants them apart."""
+    import onnx
+
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    seen: set[str] = set()
+    for value in graph.output:
+        if value.name in seen:
+            copy = numbered(value.name, taken)
+            graph.node.append(onnx.helper.make_node("Identity", [value.name], [copy]))
+            value.name = copy
+            taken.add(copy)
+        seen.add(value.name)
+
+
+def _compare(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], graph: Graph, name: str) -> None:
+    """Hold the graph against the module: the exporter writes some operators as others, without a word."""
+    import torch
+
+    leaves = torch.utils._pytree.tree_leaves
+    given = [value for value in leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+    with torch.no_grad():
+        wanted = [value for value in leaves(module(*args, **kwargs)) if isinstance(value, torch.Tensor)]
+    if len(given) != len(graph.inputs) or len(wanted) != len(graph.outputs):
+        return
+    if any(tuple(v.shape) != kind.shape for v, (_, kind) in zip(given, graph.inputs, strict=True)):
+        return
+    feeds = {key: value.numpy(force=True) for (key, _), value in zip(graph.inputs, given, strict=True)}
+    found = run_reference(graph, feeds)
+    for want, key in zip(wanted, graph.outputs, strict=True):
+        apart = _departure(found[key], want.numpy(force=True))
+        if apart > DEPARTS:
+            raise UnsupportedError(
+                f"{name}: torch's exporter to ONNX writes something else than the module computes (output "
+                f"{key!r} departs by {apart:.0%} of its range), as it does for scatter_reduce with 'mean'; "
+                "replace the operator"
+            )
+
+
+def _departure(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference of numbers that are finite in both, by the range of the wanted ones."""
+    if found.shape != wanted.shape or wanted.dtype.kind != "f":
+        return 0.0
+    known = np.isfinite(found) & np.isfinite(wanted)
+    if not known.any():
+        return 0.0
+    a, b = found[known].astype(np.float64), wanted[known].astype(np.float64)
+    return float(np.abs(a - b).max() / (np.ptp(b) or np.abs(b).max() or 1.0))
 
 
 def _unconvertible(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Counter[str]:
