@@ -421,6 +421,14 @@ def test_functions_in_the_model_are_inlined():
     assert [n.op for n in graph.nodes] == ["add"]
 
 
+def test_a_value_that_is_flattened_several_times():
+    """The optimizer makes a Reshape of each, and calls all their shapes the same."""
+    nodes = [node("Flatten", "x", name, axis=axis) for name, axis in (("a", 1), ("b", 2), ("c", 0), ("d", 2))]
+    nodes.append(node("Add", "b d"))
+    found = compare(model(nodes, {"x": (2, 3, 4)}, ("a", "c", "y")), {"x": np.ones((2, 3, 4), np.float32)})
+    assert not found.differences
+
+
 def test_everything_unsupported_is_listed_at_once():
     nodes = [
         *[

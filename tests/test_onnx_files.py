@@ -225,6 +225,17 @@ def test_weights_with_nan_and_infinity_are_all_named(write):
     assert "w: 2 of 108 values" in message and "fc: 1 of 8 values" in message
 
 
+def test_an_infinite_constant_beside_a_layer_that_leaves_inputs_out():
+    """The constant of a node has no name, like an input that is absent."""
+    infinite = helper.make_node(
+        "Constant", [], ["open"], value=numpy_helper.from_array(np.array(np.inf, np.float32))
+    )
+    weights = {"w": np.ones((1, 4, 2), np.float32), "r": np.ones((1, 4, 1), np.float32)}
+    nodes = [node("LSTM", "x w r - - h", "y", hidden_size=1), infinite, node("Min", "y open", "z")]
+    graph = load_model(model(nodes, {"x": (3, 1, 2), "h": (1, 1, 1)}, ["z"], weights))
+    assert [kind.shape for _, kind in graph.inputs] == [(3, 1, 2), (1, 1, 1)]
+
+
 def test_double_weights_beyond_float32_count_as_infinite():
     proto = model(
         [node("MatMul", "x w")],

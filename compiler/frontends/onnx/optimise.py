@@ -41,11 +41,20 @@ def optimized(model: Any, label: str) -> tuple[Any, dict[str, np.ndarray]]:
         with quiet("onnxscript", "onnx_ir"):
             ir_model = onnx_ir.serde.deserialize_model(model)
             optimizer.optimize_ir(ir_model, should_fold=lambda node: False if stays(node) else None)
+            _keep_made(ir_model.graph)
             weights = {name: _taken(value) for name, value in _large(ir_model.graph)}
             return onnx_ir.serde.serialize_model(ir_model), weights
     except Exception as error:
         # Foreign code on a foreign file, whatever it stumbles over: the file is what a user can change.
         raise ModelError(f"{label}: the model cannot be simplified: {first_line(error)}") from error
+
+
+def _keep_made(graph: Any) -> None:
+    """Initializers that the optimizer makes of one value get one name, under which it keeps the last."""
+    for value in (value for node in graph for value in node.inputs if value is not None):
+        known = value.const_value is not None and value.producer() is None
+        if known and value.name not in graph.initializers:
+            graph.register_initializer(value)
 
 
 def _large(graph: Any) -> list[tuple[str, Any]]:

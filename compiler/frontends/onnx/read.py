@@ -292,7 +292,7 @@ def _check_weights(model: Any, label: str) -> None:
 def _weights_of(node: Any) -> Sequence[str]:
     """What a node multiplies its data with."""
     layers = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
-    return list(node.input) if node.op_type in layers else []
+    return [name for name in node.input if name] if node.op_type in layers else []
 
 
 def to_array(tensor: Any, label: str = "ONNX model") -> np.ndarray:
