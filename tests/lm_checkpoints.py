@@ -33,6 +33,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 LOCAL = {"rope_type": "default", "rope_theta": 1e4}
 GEMMA = {"head_dim": 32, "sliding_window": 5, "query_pre_attn_scalar": 40}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,7 +47,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen2Config",
         {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "rope_parameters": LINEAR},
     ),
-    "qwen3": ("Qwen3Config", {"head_dim": 24, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"head_dim": 24, "tie_word_embeddings": True, "rope_parameters": YARN}),
     "gemma": ("GemmaConfig", {"head_dim": 32}),
     "gemma2": ("Gemma2Config", GEMMA),
     "gemma3": (
@@ -155,8 +156,10 @@ def _metadata(config: Any, name: str) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "rope.freq_base": float(rope["rope_theta"]),
     }
-    if rope["rope_type"] == "linear":
-        made |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] in ("linear", "yarn"):
+        made |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] == "yarn":
+        made["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
     if getattr(config, "sliding_window", None):
         made["attention.sliding_window"] = config.sliding_window
     if getattr(config, "query_pre_attn_scalar", None):

@@ -147,9 +147,9 @@ def test_gemma_3_of_a_model_for_pictures_too(tmp_path):
     ("changes", "error", "says"),
     [
         ({"model_type": "mamba"}, UnsupportedError, "type 'mamba' are not supported; llama, mistral"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, UnsupportedError, "scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, UnsupportedError, "scaling 'longrope'"),
-        ({"rope_scaling": {"type": "yarn"}, "rope_parameters": None}, UnsupportedError, "scaling 'yarn'"),
+        ({"rope_scaling": {"type": "yarn"}, "rope_parameters": None}, ModelError, "needs factor"),
+        ({"rope_scaling": {"type": "dynamic"}, "rope_parameters": None}, UnsupportedError, "'dynamic'"),
         ({"rope_parameters": {"rope_type": "linear"}}, ModelError, "needs factor"),
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedError, "codes already"),
         ({"hidden_act": "mish"}, UnsupportedError, "activation 'mish'"),

@@ -116,7 +116,7 @@ def test_a_tensor_that_vanishes_while_open(tmp_path):
 @pytest.mark.parametrize(
     ("more", "error", "says"),
     [
-        ({"llama.rope.scaling.type": "yarn"}, UnsupportedError, "scaling 'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, UnsupportedError, "scaling 'longrope'"),
         ({"llama.block_count": 4}, ModelError, "lacks model.layers.3"),
         ({"llama.attention.head_count": [4, 4, 2]}, UnsupportedError, "differs between layers"),
         ({"llama.context_length": None}, ModelError, "llama.context_length is None"),

@@ -23,9 +23,11 @@ MOST_BLOCKS, MOST_HEAD = 4096, 4096
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding. `frequencies`: radians per position of each pair (float32 values)."""
+    """Rotary embedding. `frequencies`: radians per position of each pair (float32 values); `scale`: what
+    cosines and sines are multiplied with."""
 
     frequencies: tuple[float, ...]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

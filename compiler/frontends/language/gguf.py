@@ -30,7 +30,7 @@ from .config import (
 from .gguf_codes import kept_codes
 from .gguf_file import GgufFile, GgufTensor, open_gguf
 from .gguf_tokenizer import gguf_tokenizer
-from .rope import divided_rope, plain_rope
+from .rope import LENGTH, divided_rope, plain_rope, scaled_rope
 
 
 @dataclass(frozen=True)
@@ -226,14 +226,18 @@ class _Metadata:
 
     def ropes(self, turned: int) -> tuple[Rope, Rope]:
         """Of layers that see all tokens, and of those with a window."""
-        rules, scaling = self.rules, self.get("rope.scaling.type", "none")
-        if scaling not in ("none", "linear", ""):
+        rules, kind = self.rules, self.get("rope.scaling.type", "none")
+        if kind not in ("none", "linear", "yarn", ""):
             raise UnsupportedError(
-                f"{self.file.path}: rope scaling {scaling!r} is not supported; linear and llama3 are"
+                f"{self.file.path}: rope scaling {kind!r} is not supported; linear, llama3 and yarn are"
             )
-        factor = self.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0
-        theta = self.number("rope.freq_base", 0.0) or rules.theta
-        full = plain_rope(theta, turned, factor or 1.0)
+        theta, context = self.number("rope.freq_base", 0.0) or rules.theta, self.count("context_length")
+        scaling = {
+            "rope_type": kind if kind in ("linear", "yarn") else "default",
+            "factor": self.number("rope.scaling.factor", 1.0) or 1.0,
+            LENGTH: self.count("rope.scaling.original_context_length", context),
+        }
+        full = scaled_rope(theta, turned, scaling, context, str(self.file.path))
         if FACTORS in self.file.tensors:
             full = divided_rope(full, self.file.tensors[FACTORS].array())
         local_theta = rules.local_theta

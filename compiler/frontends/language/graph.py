@@ -187,9 +187,9 @@ class _Writer:
         """Parameters [context, pairs]: cosines and sines."""
         if rope not in self.tables:
             number = f".{len(self.tables)}" if self.tables else ""
-            shape = (self.context, len(rope.frequencies))
-            cos = Stored(shape, "float32", lambda: np.cos(angles(rope, self.context)))
-            sin = Stored(shape, "float32", lambda: np.sin(angles(rope, self.context)))
+            shape, scale = (self.context, len(rope.frequencies)), np.float32(rope.scale)
+            cos = Stored(shape, "float32", lambda: scale * np.cos(angles(rope, self.context)))
+            sin = Stored(shape, "float32", lambda: scale * np.sin(angles(rope, self.context)))
             self.tables[rope] = (
                 self.b.param(f"rope{number}.cos", cos),
                 self.b.param(f"rope{number}.sin", sin),
