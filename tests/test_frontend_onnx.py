@@ -429,6 +429,19 @@ def test_a_value_that_is_flattened_several_times():
     assert not found.differences
 
 
+def test_halves_of_which_one_is_used_before_the_other_is_made():
+    """As gated layers are exported; the optimizer makes one Split of both, behind what uses the first."""
+    nodes = [
+        node("Slice", "x three six last", "a"),
+        node("Neg", "a", "b"),
+        node("Slice", "x zero three last", "c"),
+        node("Mul", "b c"),
+    ]
+    weights = {name: np.array([n]) for name, n in (("zero", 0), ("three", 3), ("six", 6), ("last", -1))}
+    proto = model(nodes, {"x": (2, 6)}, weights=weights, opset=18)
+    assert not compare(proto, {"x": np.arange(12, dtype=np.float32).reshape(2, 6)}).differences
+
+
 def test_everything_unsupported_is_listed_at_once():
     nodes = [
         *[

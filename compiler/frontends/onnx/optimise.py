@@ -14,7 +14,7 @@ from ...errors import ModelError
 from ...ir import DTYPES
 from .bare import LARGE
 from .fold import stays
-from .read import first_line
+from .read import first_line, sort_nodes
 
 
 @contextmanager
@@ -43,7 +43,9 @@ def optimized(model: Any, label: str) -> tuple[Any, dict[str, np.ndarray]]:
             optimizer.optimize_ir(ir_model, should_fold=lambda node: False if stays(node) else None)
             _keep_made(ir_model.graph)
             weights = {name: _taken(value) for name, value in _large(ir_model.graph)}
-            return onnx_ir.serde.serialize_model(ir_model), weights
+            simpler = onnx_ir.serde.serialize_model(ir_model)
+            sort_nodes(simpler.graph)  # two slices become a Split where the second was
+            return simpler, weights
     except Exception as error:
         # Foreign code on a foreign file, whatever it stumbles over: the file is what a user can change.
         raise ModelError(f"{label}: the model cannot be simplified: {first_line(error)}") from error

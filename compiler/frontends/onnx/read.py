@@ -42,7 +42,7 @@ def read_onnx(source: Path | Any, label: str) -> Any:
             )
     _name_domains(model)
     for graph in graphs_of(model.graph):
-        _sort(graph)
+        sort_nodes(graph)
     _check(model, label)
     _check_weights(model, label)
     return model
@@ -144,7 +144,7 @@ def _attribute_tensors(node: Any) -> Iterator[Any]:
         yield from attribute.tensors
 
 
-def _sort(graph: Any) -> None:
+def sort_nodes(graph: Any) -> None:
     """Put nodes behind those whose outputs they read: converters to float16 leave them unsorted, and ONNX
     Runtime reads such files. Nodes in a circle keep their place, for the checker to say so."""
     maker = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
