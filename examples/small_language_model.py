@@ -22,7 +22,7 @@ from bitsmith.compiler.cli.output import Output
 from bitsmith.compiler.frontends.language.model import LanguageModel
 from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.pipeline import cross_compile, search_bits
-from bitsmith.compiler.pipeline.coding import CALIBRATED, TOKENS
+from bitsmith.compiler.pipeline.coding import CALIBRATED
 from bitsmith.compiler.pipeline.speeds import speeds
 from bitsmith.compiler.plan import Plan
 from bitsmith.passes.layer_coder import METHODS, EncodeOptions
@@ -124,7 +124,6 @@ class Maker:
             calibration=self.text,
             constraints=[f"bits<={bits}"],
             trials=self.trials,
-            tokens=TOKENS,
             encode=self.encode,
             progress=progress,
         )

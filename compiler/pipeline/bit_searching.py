@@ -20,7 +20,7 @@ from ..files import write_whole
 from ..formats import decode, format_of
 from ..frontends.language.model import LanguageModel
 from ..plan import Plan
-from .coding import text_runs
+from .coding import TOKENS, text_runs
 from .decode_times import decode_times
 from .models import Progress, cross_compile
 from .speeds import speeds
@@ -43,6 +43,8 @@ among them: activations would have one scale for a token, and lose more than the
 TRIALS = 8
 JUDGED = 4
 """Of so many windows of the text one judges; the others make the table and the codes."""
+READ = TOKENS * JUDGED // (JUDGED - 1)
+"""Tokens: so that codes rest on as many as those of `compile`."""
 BEST, PLAN_FILE, RESULT_FILE, CODES = "best", "plan.json", "search.json", "codes"
 LIBRARY_BYTES = 1_000_000
 """Of model.so and manifest.json, before they are known."""
@@ -101,7 +103,7 @@ def search_bits(
     formats: Sequence[str] = FORMATS,
     table: str = "curvature",
     trials: int = TRIALS,
-    tokens: int = 4096,
+    tokens: int = READ,
     seed: int = 0,
     target: str = "host",
     encode: EncodeOptions | None = None,
