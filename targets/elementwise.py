@@ -9,7 +9,7 @@ from ..compiler.ir import Graph, Node
 from ..compiler.ops import ACTIVATIONS, OPS
 from .call import KernelCall
 from .isa import Isa
-from .kernels.elementwise import OPERATORS, ElementwiseSpec, Term
+from .kernels.elementwise import CONVERSIONS, OPERATORS, ElementwiseSpec, Term
 from .products import view
 
 MOST_TERMS = 12
@@ -22,7 +22,9 @@ def elementwise(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Kernel
 
 
 def computable(graph: Graph, node: Node) -> bool:
-    """Whether a node may be a term: float32 all over, and nothing quantised."""
+    """Whether a node may be a term: float32 all over, nothing quantised but what enters and what leaves."""
+    if node.op in CONVERSIONS:
+        return True
     if node.op not in OPERATORS and (node.op not in ACTIVATIONS or node.op == "none"):
         return False
     if not all(kind.dtype == "float32" for kind in (*node.types, *(graph.type_of(v) for v in node.inputs))):
@@ -77,12 +79,16 @@ def chain_call(graph: Graph, nodes: Sequence[Node], isa: Isa) -> KernelCall:
     places = {value: i for i, value in enumerate([*inputs, *(node.output for node in nodes)])}
     terms = tuple(_term(node, [places[v] for v in node.inputs]) for node in nodes)
     dims, strides = _broadcast(nodes[-1].type.shape, [graph.type_of(v).shape for v in inputs])
-    spec = ElementwiseSpec(isa.lanes, dims, strides, terms)
+    kinds = tuple(graph.type_of(value).dtype for value in (*inputs, nodes[-1].output))
+    spec = ElementwiseSpec(isa.lanes, dims, strides, terms, kinds)
     return KernelCall(spec, (*inputs, nodes[-1].output), spec.tasks)
 
 
 def _term(node: Node, args: Sequence[int]) -> Term:
     attrs = OPS[node.op].complete(node.attrs)
+    if node.op in CONVERSIONS:
+        side = "y" if node.op == "quantize" else "x"
+        return Term(node.op, tuple(args), scale=attrs[f"{side}_scale"], zero=attrs[f"{side}_zero"])
     op = node.op if node.op in OPERATORS else ""
     act = attrs.get("act", "none") if op else node.op
     kept = {key: attrs[key] for key in ("lo", "hi", "alpha") if key in attrs}

@@ -119,7 +119,11 @@ def chain_graph() -> Graph:
     long = joined
     for _ in range(15):
         long = b.add("maximum", [b.add("mul", [long, column]), row])
-    return b.finish([b.add("silu", [joined]), joined, long])
+    codes = b.input("codes", (9, 37), "uint8")
+    real = b.add("mul", [b.add("dequantize", [codes], x_scale=0.013, x_zero=77), row])
+    stored = b.add("quantize", [b.add("mul", [real, column])], y_scale=0.0071, y_zero=131)
+    again = b.add("quantize", [b.add("dequantize", [codes], x_scale=0.02, x_zero=3)], y_scale=0.03, y_zero=9)
+    return b.finish([b.add("silu", [joined]), joined, long, stored, again])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +133,7 @@ def test_chains_are_computed_together(target: Target) -> None:
     graph = chain_graph()
     rng = np.random.default_rng(11)
     feeds = {n: rng.uniform(-1, 1, kind.shape).astype(np.float32) for n, kind in graph.inputs}
+    feeds["codes"] = rng.integers(0, 256, feeds["codes"].shape).astype(np.uint8)
     want = run_reference(graph, feeds)
     if target is WIDE and not TARGETS["x86-64-avx2"].runs_here:
         pytest.skip("needs AVX2")

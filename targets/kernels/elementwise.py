@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
-from .epilogue import activate
+from .epilogue import Epilogue, activate, quantise, real
 from .gelu import erfs
 from .partial import load_part, store_part
+from .pointwise import divisor
 
 TASK = 8192
 """Elements of a task."""
@@ -22,7 +23,8 @@ TASK = 8192
 
 @dataclass(frozen=True)
 class Term:
-    """An operator and the numbers of its operands; an activation's attributes."""
+    """An operator and the numbers of its operands; an activation's attributes; a conversion's scale and zero
+    point."""
 
     op: str
     args: tuple[int, ...]
@@ -30,16 +32,20 @@ class Term:
     lo: float = -math.inf
     hi: float = math.inf
     alpha: float = 0.01
+    scale: float = 1.0
+    zero: int = 0
 
 
 @dataclass(frozen=True)
 class ElementwiseSpec:
-    """y[dims] = expression over inputs; `strides` of each input along `dims`, 0 where it broadcasts."""
+    """y[dims] = expression over inputs; `strides` of each input along `dims`, 0 where it broadcasts; `kinds`,
+    the element types of the inputs and of y: a `dequantize` reads uint8, a `quantize` makes it."""
 
     lanes: int
     dims: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     terms: tuple[Term, ...]
+    kinds: tuple[str, ...]
 
     @property
     def rows(self) -> int:
@@ -57,7 +63,8 @@ class ElementwiseSpec:
 
 def elementwise_params(spec: ElementwiseSpec) -> list[tuple[str, str]]:
     """(name, element type) of the kernel's pointers, in order."""
-    return [*((f"x{i}", "float32") for i in range(len(spec.strides))), ("y", "float32")]
+    names = [*(f"x{i}" for i in range(len(spec.strides))), "y"]
+    return list(zip(names, spec.kinds, strict=True))
 
 
 def emit_elementwise(spec: ElementwiseSpec, name: str) -> Any:
@@ -83,12 +90,12 @@ def _row(spec: ElementwiseSpec, xs: list[Any], y: Any, row: Any, first: Any, cou
 
     def put(at: Any, valid: int) -> None:
         values = [
-            load_part(x, "float32", start + at, lanes, valid)
+            load_part(x, kind, start + at, lanes, valid)
             if strides[-1]
-            else emit.splat(emit.load(x, start), "float32", lanes)
-            for x, start, strides in zip(xs, starts, spec.strides, strict=True)
+            else emit.splat(emit.load(x, start), kind, lanes)
+            for x, kind, start, strides in zip(xs, spec.kinds, starts, spec.strides, strict=False)
         ]
-        store_part(y, "float32", row * last + at, _value(spec, values), lanes, valid)
+        store_part(y, spec.kinds[-1], row * last + at, _value(spec, values), lanes, valid)
 
     whole = last // lanes if isinstance(count, int) else count // lanes
     emit.over(0, whole, lambda j: put(first + j * lanes, lanes))
@@ -115,13 +122,21 @@ def _value(spec: ElementwiseSpec, inputs: list[Any]) -> Any:
     """The expression on vectors; every value is kept, because terms may use it several times."""
     lanes, count = spec.lanes, len(inputs)
     kept = emit.local(count + len(spec.terms), emit.vector("float32", lanes))
-    for i, value in enumerate(inputs):
-        emit.store(kept, i, value)
+    for i, (value, kind) in enumerate(zip(inputs, spec.kinds, strict=False)):
+        emit.store(kept, i, real(value, kind, 1.0, 0, lanes))
     for i, term in enumerate(spec.terms):
         args = [emit.load(kept, a) for a in term.args]
-        value = OPERATORS[term.op](lanes, *args) if term.op else args[0]
-        emit.store(kept, count + i, activate(value, term, lanes))
+        if term.op == "quantize":
+            steps = args[0] / divisor(term.scale, lanes)
+            return quantise(steps, Epilogue(y_zero=term.zero, out_dtype="uint8"), lanes)
+        emit.store(kept, count + i, _term(term, args, lanes))
     return emit.load(kept, count + len(spec.terms) - 1)
+
+
+def _term(term: Term, args: list[Any], lanes: int) -> Any:
+    if term.op == "dequantize":
+        return real(args[0], "float32", term.scale, term.zero, lanes)
+    return activate(OPERATORS[term.op](lanes, *args) if term.op else args[0], term, lanes)
 
 
 def _exp(lanes: int, x: Any) -> Any:
@@ -153,3 +168,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "erf": lambda lanes, x: erfs([x], lanes)[0],
 }
 """What is computed beside activations; a term without operator is an activation alone."""
+
+CONVERSIONS = ("quantize", "dequantize")
+"""The last term, and one that reads an input."""
