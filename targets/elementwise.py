@@ -85,14 +85,14 @@ def chain_call(graph: Graph, nodes: Sequence[Node], isa: Isa) -> KernelCall:
 
 
 def _term(node: Node, args: Sequence[int]) -> Term:
-    attrs = OPS[node.op].complete(node.attrs)
+    attrs: dict[str, Any] = OPS[node.op].complete(node.attrs)
     if node.op in CONVERSIONS:
         side = "y" if node.op == "quantize" else "x"
         return Term(node.op, tuple(args), scale=attrs[f"{side}_scale"], zero=attrs[f"{side}_zero"])
     op = node.op if node.op in OPERATORS else ""
     act = attrs.get("act", "none") if op else node.op
     kept = {key: attrs[key] for key in ("lo", "hi", "alpha") if key in attrs}
-    return Term(op, tuple(args), str(act), **kept)  # type: ignore[arg-type]
+    return Term(op, tuple(args), act, **kept)
 
 
 def _broadcast(

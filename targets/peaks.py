@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..compiler.analysis.roofline import Level, Peaks
-from ..compiler.artifact import Manifest, open
+from ..compiler.artifact import Artifact, Manifest, open
 from ..compiler.database import Database
 from ..compiler.errors import InternalError, TargetError
 from ..compiler.machine import cache_sizes, this_machine
@@ -32,6 +32,7 @@ from .program import (
     Space,
     Step,
 )
+from .scratch import scratch_folder
 from .target import Target
 
 METHOD = "peaks-3"
@@ -67,6 +68,26 @@ def machine_peaks(target: Target, database: Database, *, cache: Path | None = No
     peaks = _measure(target, cache or default_cache())
     database.put_peaks(target.fingerprint, made_by, peaks.to_json())
     return peaks
+
+
+@contextmanager
+def speedometer(target: Target, peaks: Peaks, cache: Path | None = None) -> Iterator[Callable[[], float]]:
+    """A function that measures, in a fraction of a millisecond, which share of its float32 rate the machine
+    gives now: others' work and the clock move it."""
+    spec = RateSpec("float32", target.isa.lanes)
+    symbol, cache = kernel_symbol(spec), cache or default_cache()
+    step = Step("float32", symbol, _operands(0), RATE_TASKS)
+    program = Program("speed", (), (), (step,), PAGE, A_BYTES + B_BYTES, target.features)
+    objects = kernel_objects({symbol: spec}, target.isa, cache)
+    weights = np.zeros(A_BYTES + B_BYTES, np.uint8)
+    with _opened(program, objects, weights, cache, target.name) as artifact:
+        artifact.profile(repeats=1)
+
+        def share() -> float:
+            (done,) = artifact.profile(repeats=1)
+            return RATE_TASKS * spec.operations / done.nanoseconds / peaks.rates["float32"]
+
+        yield share
 
 
 def rate_names(isa: Isa) -> tuple[str, ...]:
@@ -147,8 +168,8 @@ def _probes(
     half = -(-max(nbytes for _, _, nbytes in sets) // (2 * PAGE)) * PAGE
     # Not a whole number of pages apart: a load that follows a store to the same place of another page waits.
     here, there = Place(Space.ARENA, 0), Place(Space.ARENA, half + PAGE // 2)
-    sums = Place(Space.ARENA, 2 * half + PAGE)
-    operands = (Place(Space.WEIGHTS, 0), Place(Space.WEIGHTS, A_BYTES), sums)
+    operands = _operands(2 * half + PAGE)
+    sums = operands[-1]
     probes = [
         _Probe(name, Step(name, kernel_symbol(spec), operands, RATE_TASKS), RATE_TASKS * spec.operations)
         for name, spec in rates.items()
@@ -174,10 +195,24 @@ def _probes(
     return level(len(sets) - 1) + near * NEAR_ROUNDS, weights, half
 
 
+def _operands(sums: int) -> tuple[Place, Place, Place]:
+    """Of a rate's kernel; its sums lie there in the arena."""
+    return Place(Space.WEIGHTS, 0), Place(Space.WEIGHTS, A_BYTES), Place(Space.ARENA, sums)
+
+
 def _best(
     program: Program, objects: Sequence[Path], weights: np.ndarray, cache: Path, target: str
 ) -> list[float]:
     """Shortest nanoseconds of each step, over rounds in turns: a limit is what happens undisturbed."""
+    with _opened(program, objects, weights, cache, target) as artifact:
+        rounds = [artifact.profile(repeats=1) for _ in range(ROUNDS)]
+    return [min(step.nanoseconds for step in same) for same in zip(*rounds, strict=True)]
+
+
+@contextmanager
+def _opened(
+    program: Program, objects: Sequence[Path], weights: np.ndarray, cache: Path, target: str
+) -> Iterator[Artifact]:
     manifest = Manifest(
         name=program.name,
         inputs=(),
@@ -189,8 +224,6 @@ def _best(
         ledger=(),
         versions={},
     )
-    with tempfile.TemporaryDirectory(prefix="bitsmith-peaks-") as scratch:
-        place = assemble(program, manifest, objects, weights, Path(scratch) / "peaks", cache)
-        with open(place) as artifact:
-            rounds = [artifact.profile(repeats=1) for _ in range(ROUNDS)]
-    return [min(step.nanoseconds for step in same) for same in zip(*rounds, strict=True)]
+    with scratch_folder() as scratch:
+        with open(assemble(program, manifest, objects, weights, scratch / program.name, cache)) as artifact:
+            yield artifact

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..compiler.artifact import Artifact, Entry
 from ..compiler.artifact.manifest import WEIGHTS
 from ..compiler.database import Database
 from ..compiler.errors import ArtifactError
-from .peaks import machine_peaks
+from .peaks import machine_peaks, speedometer
 from .target import TARGETS, Target, resolve
 
 ROUNDS = 40
@@ -41,11 +41,13 @@ def artifact_roofline(
     Raises ArtifactError when its manifest counts the work of other steps than the library has, TargetError
     when the machine's limits are not known and cannot be measured.
     """
-    peaks = machine_peaks(_chip(artifact), database, cache=cache)
+    chip = _chip(artifact)
+    peaks = machine_peaks(chip, database, cache=cache)
     before = artifact.threads
     artifact.set_threads(1)
     try:
-        times, outside = _timed(artifact, feed, rounds)
+        with speedometer(chip, peaks, cache) as share:
+            times, outside, speed = _timed(artifact, feed, rounds, share)
     finally:
         artifact.set_threads(before)
     at = artifact.entry_for(**feed)
@@ -57,7 +59,7 @@ def artifact_roofline(
         kernel_row(layer, kernel, us, work, peaks, footprint)
         for (layer, kernel), us, work in zip(names, times, works, strict=True)
     ]
-    return roofline(rows, peaks, outside)
+    return roofline(rows, peaks, outside, speed)
 
 
 def _chip(artifact: Artifact) -> Target:
@@ -65,17 +67,22 @@ def _chip(artifact: Artifact) -> Target:
     return TARGETS.get(artifact.manifest.target) or resolve("host")
 
 
-def _timed(artifact: Artifact, feed: Mapping[str, np.ndarray], rounds: int) -> tuple[list[float], float]:
-    """Median microseconds of each step, and of what a call takes beside its steps."""
+def _timed(
+    artifact: Artifact, feed: Mapping[str, np.ndarray], rounds: int, share: Callable[[], float]
+) -> tuple[list[float], float, float]:
+    """Median microseconds of each step, and of what a call takes beside its steps; the median of `share`,
+    which is called in turns with them."""
     artifact.run(**feed)
     calls: list[float] = []
+    speeds: list[float] = []
     times: list[np.ndarray] = []
     end = time.perf_counter() + SECONDS
     while len(calls) < rounds and (len(calls) < FEWEST_ROUNDS or time.perf_counter() < end):
         whole, steps = artifact.trace(**feed)
         times.append(steps / 1e3)
         calls.append(whole / 1e3 - float(times[-1].sum()))
-    return [float(t) for t in np.median(times, axis=0)], float(np.median(calls))
+        speeds.append(share())
+    return [float(t) for t in np.median(times, axis=0)], float(np.median(calls)), float(np.median(speeds))
 
 
 def _works(artifact: Artifact, entry: Entry, count: int) -> list[Work | None]:

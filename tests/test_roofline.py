@@ -77,7 +77,7 @@ def test_rows_and_their_sums():
     assert part.share == pytest.approx(0.5)
     assert (old.gbs, old.floor_us, old.share, old.limit) == (None, None, None, "unknown")
     assert move.gops is None and move.gbs == pytest.approx(20.0)
-    whole = roofline(rows, PEAKS, 0.07)
+    whole = roofline(rows, PEAKS, 0.07, speed=0.8)
     assert (whole.kernels_us, whole.run_us) == pytest.approx((0.33, 0.40))
     assert whole.floor_us == pytest.approx(0.1 + 0.01 + 0.05 + 0.002)  # nothing is known of "old"
     assert (whole.unknown, whole.share) == (2, pytest.approx(0.162 / 0.4))
@@ -98,6 +98,7 @@ def test_the_table_for_the_terminal(capsys):
     assert "unknown" in next(line for line in lines if "softmax" in line)
     assert "net[x]" in text and "blocks.1[conv]" in text, "names are not markup"
     assert "outside of them 41" in text and "operations of 2 kernels are not known" in text
+    assert "it gave 100% of its float32 limit" in " ".join(text.split())
     assert "L2 (512 KiB) 102" in text and "ubs256 197 GOP/s" in text
 
 
@@ -257,6 +258,7 @@ def test_an_artifact_carries_its_work(database, tmp_path):
         assert artifact.threads == 2
         names = [(row.layer, row.kernel) for row in found.rows]
         assert tuple(names) == artifact.steps()
+        assert 0 < found.speed < 2
         assert found.unknown == 0 and found.run_us == pytest.approx(found.kernels_us + found.outside_us)
         assert all(row.floor_us > 0 and row.microseconds > 0 for row in found.rows)
         whole, steps = artifact.trace(x)

@@ -142,6 +142,7 @@ class Roofline:
     run_us       both
     floor_us     sum of the floors; of rows without one, their time
     unknown      rows whose operations are not known: their floor is that of their traffic, or none
+    speed        the share of its float32 limit that the machine gave while the rows were timed
     """
 
     rows: tuple[KernelRow, ...]
@@ -151,6 +152,7 @@ class Roofline:
     run_us: float
     floor_us: float
     unknown: int
+    speed: float = 1.0
 
     @property
     def share(self) -> float:
@@ -217,7 +219,7 @@ def kernel_row(
     )
 
 
-def roofline(rows: Sequence[KernelRow], peaks: Peaks, outside_us: float) -> Roofline:
+def roofline(rows: Sequence[KernelRow], peaks: Peaks, outside_us: float, speed: float = 1.0) -> Roofline:
     """The rows with their sums."""
     kernels = sum(row.microseconds for row in rows)
     floors = (row.microseconds if row.floor_us is None else row.floor_us for row in rows)
@@ -229,4 +231,5 @@ def roofline(rows: Sequence[KernelRow], peaks: Peaks, outside_us: float) -> Roof
         run_us=kernels + outside_us,
         floor_us=sum(floors),
         unknown=sum(row.work is None or row.work.operations is None for row in rows),
+        speed=speed,
     )

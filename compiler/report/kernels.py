@@ -80,7 +80,10 @@ def _sums(roofline: Roofline) -> list[dict[str, str]]:
 def _limits(roofline: Roofline) -> str:
     rates = ", ".join(f"{name} {rate:.0f} GOP/s" for name, rate in roofline.peaks.rates.items())
     levels = ", ".join(f"{level.label} {level.read_gbs:.0f} GB/s" for level in roofline.peaks.levels)
-    said = f"Measured limits of one thread: {rates}; reading {levels}."
+    said = (
+        f"Measured limits of one thread: {rates}; reading {levels}. "
+        f"While these kernels were timed, the machine gave {roofline.speed:.0%} of its float32 limit."
+    )
     if roofline.unknown:
         said += f" The operations of {roofline.unknown} kernels are not known: their floor is too low."
     return said
