@@ -16,11 +16,12 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as ib
 
+from .tiling import CACHE_LINE
+
 MAGIC = 12582912.0
 """1.5 * 2**23: adding it to a float below 2**22 leaves the integer nearest to it (ties to even) in the
 low mantissa bits."""
 MAGIC_BITS = 0x4B400000
-CACHE_LINE = 64
 NARROW = "bitsmith.bfloat16"
 """Attribute of a kernel with pointers to bfloat16, which only Relax makes: ours read it as integers."""
 

@@ -25,6 +25,7 @@ from .. import emit
 from ..bfloat16 import AHEAD, stored
 from ..epilogue import UNIT, quantise
 from ..partial import load_part, store_part
+from ..tiling import CACHE_LINE
 from .gemm_spec import UNROLL_STEPS, GemmSpec, gemm_params
 
 
@@ -191,6 +192,10 @@ class _Gemm:
                     at = chain * size + i * vectors + v
                     emit.store(acc, at, self.kept(mac.step(emit.load(acc, at), a, b[v])))
 
+        if s.fetches:
+            per_line = CACHE_LINE // s.a_bytes
+            with emit.loop(0, -(-rows * s.c // per_line)) as line:
+                emit.fetch(self.source, base + rows * step + line * per_line)
         if chains > 1:
             self.by_chains(chains, k_step)
             for i in range(size, chains * size):

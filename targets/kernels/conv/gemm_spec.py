@@ -14,11 +14,13 @@ from ..mac import Mac, mac_for
 from ..tiling import (
     LATENCY,
     MANY_ROWS,
+    Cost,
     Split,
     Tile,
     best_tile,
     likely_tiles,
     split,
+    vectors_of_line,
 )
 from .window import Window
 
@@ -27,6 +29,9 @@ CHUNK_BYTES = 96 * 1024
 FEW_ROWS = 64
 PARTS = 8
 """Tasks at least, where the output is large enough: for threads to share evenly."""
+FETCHED_ROW = 256
+FETCHED_BYTES = 512 * 1024
+"""Of a row of A and of all of it, from which on it is fetched ahead."""
 UNROLL_STEPS = 36
 CHAINS = 2 * LATENCY
 """Independent sums that keep two multipliers busy."""
@@ -107,17 +112,26 @@ class GemmSpec(Window):
 
     @cached_property
     def tile(self) -> Tile:
-        return self.tiled or best_tile(self.ow, self.vectors, self.registers, self.mac.cost, self._width)
+        return self.tiled or best_tile(*self._tiling)
 
     @property
     def likely_tiles(self) -> tuple[Tile, ...]:
         """The model's tile and others that may measure faster; each packs weights for all that share them."""
-        return likely_tiles(self.ow, self.vectors, self.registers, self.mac.cost, self._width)
+        return likely_tiles(*self._tiling)
+
+    @property
+    def _tiling(self) -> tuple[int, int, int, Cost, int | None, int]:
+        return self.ow, self.vectors, self.registers, self.mac.cost, self._width, self._line
+
+    @property
+    def _line(self) -> int:
+        """Vectors of results in a cache line. Integer products have other worries: registers."""
+        return vectors_of_line(self.lanes) if self.epilogue.acc_dtype == "float32" else 1
 
     @property
     def _width(self) -> int | None:
         if self.shared:  # the width that many rows want
-            return best_tile(MANY_ROWS, self.vectors, self.registers, self.mac.cost)[1]
+            return best_tile(MANY_ROWS, self.vectors, self.registers, self.mac.cost, None, self._line)[1]
         return UNIT if self.in_units else None
 
     @property
@@ -175,6 +189,18 @@ class GemmSpec(Window):
             and self.groups == 1
             and blocks > 1
             and self._fits(self.oh, self.columns.count)
+        )
+
+    @property
+    def fetches(self) -> bool:
+        """Rows of A come from beyond the second-level cache, once: each tile asks for the next one's, several
+        short streams that the core does not foresee (144 channels to 24 at 56²: 0.8 of the time)."""
+        return (
+            not self.scratch
+            and self.kernel == (1, 1)
+            and self.vectors <= self.tile[1]
+            and self.c * self.a_bytes >= FETCHED_ROW
+            and self.n * self.h * self.w * self.c * self.a_bytes >= FETCHED_BYTES
         )
 
     def _fits(self, rows: int, tiles: int) -> bool:

@@ -27,6 +27,7 @@ from ..bfloat16 import bit_patterns
 from ..epilogue import UNIT, Epilogue, unit_order
 from ..mac import Mac, mac_named
 from ..tiling import (
+    CACHE_LINE,
     Split,
     best_tile,
     split,
@@ -93,13 +94,12 @@ CACHE_RATE = 16
 """Bytes a cycle to and from what lies behind that."""
 TILES_AT_ONCE = 24
 """Tiles whose products wait in the first-level cache for their way back."""
-LINE = 64
 
 
 def apart(elements: int, item: int) -> int:
     """At least so many elements of `item` bytes: an odd number of cache lines. Places that are powers of two
     apart would share few sets of the first-level cache (a filter's transform took three times as long)."""
-    return (-(-elements * item // LINE) | 1) * LINE // item
+    return (-(-elements * item // CACHE_LINE) | 1) * CACHE_LINE // item
 
 
 @dataclass(frozen=True)
