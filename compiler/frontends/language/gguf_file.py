@@ -83,9 +83,11 @@ def open_gguf(path: Path) -> GgufFile:
     that is not known.
     """
     try:
+        if not path.stat().st_size:
+            raise ModelError(f"{path} is empty. Download it again")
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Parser(path, data).parse()
-    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+    except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or error
         raise ModelError(f"cannot read {path}: {what}") from None
 

@@ -77,7 +77,7 @@ def _yarn(
         raise ModelError(f"{where}: yarn needs a rope_theta above 1; it is {theta:g}")
 
     def given(key: str, usual: float) -> float:
-        return _number(scaling, key, where) if scaling.get(key) is not None else usual
+        return _number(scaling, key, where) if scaling.get(key) else usual
 
     def pair(turns: float) -> float:
         return size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
