@@ -51,6 +51,9 @@ CASES: list[tuple[str, str, dict, dict, dict, str]] = [
         {"transBatchA": 1, "transA": 1, "transBatchB": 1, "transB": 1},
         "y",
     ),
+    ("TransposeMatMul", "x z", {**ROWS, "z": (2, 5, 4)}, {}, {"transA": 1}, "y"),
+    ("Trilu", "x", ROWS, {}, {"upper": 0}, "y"),
+    ("GridSample", "x z", {**IMAGE, "z": (1, 3, 4, 2)}, {}, {"padding_mode": "border"}, "y"),
     ("FusedConv", "x w b", IMAGE, {"w": (6, 4, 3, 3), "b": (6,)}, {"activation": "Relu"}, "y"),
     (
         "FusedConv",

@@ -38,7 +38,7 @@ from .vectors import across
 
 FEW_HEADS = 8
 PANEL_BYTES = 384 * 1024
-FLOOR = -3e38
+FLOOR = -3.4028234663852886e38
 """The least maximum of a row: differences to it are numbers even where all keys are hidden by infinities."""
 PART_TILES = 32
 """Tiles of queries of a task where heads are few: enough to pay for packing the keys again."""
@@ -260,11 +260,14 @@ class _Attention:
         if several:
             self.carry(i, query, seen, sums)
             return
-        if self.spec.guarded:  # divided by infinity: zeros
-            infinite = emit.splat(math.inf, "float32", 1)
-            hidden = emit.load(top, 0) == emit.splat(-math.inf, "float32", 1)
-            sums = emit.select(hidden, infinite, sums)
         emit.store(self.sums, i, sums)
+        emit.store(self.sums, i, self.divisor(emit.load(self.sums, i)))
+
+    def divisor(self, total: Any) -> Any:
+        """What a row is divided by. The largest score adds 1 to the sum: where that is less, all keys are
+        hidden by infinities, and the row is not a number, or zeros where the network guards against that."""
+        nothing = emit.splat(math.inf if self.spec.guarded else math.nan, "float32", 1)
+        return emit.select(total < emit.splat(0.5, "float32", 1), nothing, total)
 
     def carry(self, i: Any, query: Any, top: Any, sums: Any) -> None:
         """Take the part's maximum and sum of a row into those of the parts before."""
@@ -274,11 +277,7 @@ class _Attention:
         kept = emit.load(self.running, total) * emit.load(self.factors, i)
         emit.store(self.running, total, kept + sums)
         emit.store(self.running, maximum, top)
-        result = emit.load(self.running, total)
-        if self.spec.guarded:
-            hidden = top <= emit.splat(FLOOR, "float32", 1)
-            result = emit.select(hidden, emit.splat(math.inf, "float32", 1), result)
-        emit.store(self.sums, i, result)
+        emit.store(self.sums, i, self.divisor(emit.load(self.running, total)))
 
     def combine(self, row: Any, rows: int) -> None:
         s, lanes = self.spec, self.spec.lanes

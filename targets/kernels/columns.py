@@ -104,8 +104,9 @@ class _Block:
             self.put(v, self.get(v) + emit.load(kept, 0))
 
         self.every(exponential)
-        for v in range(self.vectors):
-            self.put(v, emit.splat(1.0, "float32", s.lanes) / self.get(v))
+        for v in range(self.vectors):  # less than 1: see rows.py
+            one, least, none = (emit.splat(number, "float32", s.lanes) for number in (1.0, 0.5, math.nan))
+            self.put(v, one / emit.select(self.get(v) < least, none, self.get(v)))
 
         def scale(v: int, value: Any, at: Any, valid: int) -> None:
             store_part(self.y, "float32", at, value * self.get(v), s.lanes, valid)

@@ -75,7 +75,12 @@ class _Row:
         lanes = self.spec.lanes
         top = self.number(self.over(lambda v: v, -math.inf, emit.vmax))
         self.write(lambda v, at, valid: emit.exp(v - emit.splat(top(), "float32", lanes), lanes))
-        inverse = self.number(emit.splat(1.0, "float32", 1) / self.over(lambda v: v, 0.0, _add, source="y"))
+        total = self.number(self.over(lambda v: v, 0.0, _add, source="y"))
+        # The largest adds 1: less is a row of infinities only, of which no softmax exists.
+        sums = emit.select(
+            total() < emit.splat(0.5, "float32", 1), emit.splat(math.nan, "float32", 1), total()
+        )
+        inverse = self.number(emit.splat(1.0, "float32", 1) / sums)
         self.write(lambda v, at, valid: v * emit.splat(inverse(), "float32", lanes), source="y")
 
     def layer_norm(self, index: Any) -> None:

@@ -146,8 +146,8 @@ def _embed_norm(c: Converter, node: OnnxNode) -> list[Result]:
     return [y, words, total]
 
 
-def _norm(op: str) -> Rule:
-    """ONNX's norm of a later operator set (the simplified one is called RMSNormalization there)."""
+def _as_onnx(op: str) -> Rule:
+    """ONNX's operator of a later operator set (the simplified norm is called RMSNormalization there)."""
 
     def rule(c: Converter, node: OnnxNode) -> list[Result]:
         if op == "RMSNormalization" and node.used_outputs() > 1:
@@ -165,10 +165,13 @@ _RULES: dict[str, Rule] = {
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,
     "Gelu": _bias_gelu,
-    "LayerNormalization": _norm("LayerNormalization"),
+    "GridSample": _as_onnx("GridSample"),
+    "LayerNormalization": _as_onnx("LayerNormalization"),
     "QuickGelu": _quick_gelu,
-    "SimplifiedLayerNormalization": _norm("RMSNormalization"),
+    "SimplifiedLayerNormalization": _as_onnx("RMSNormalization"),
     "SkipLayerNormalization": _skip_norm("layer_norm"),
     "SkipSimplifiedLayerNormalization": _skip_norm("rms_norm"),
+    "TransposeMatMul": _fused_matmul,
+    "Trilu": _as_onnx("Trilu"),
 }
 MICROSOFT_RULES: dict[str, Rule] = {f"com.microsoft::{name}": rule for name, rule in _RULES.items()}
