@@ -68,8 +68,8 @@ def _narrow_floats(graph: Graph, node: Node) -> bool:
 
 
 def _narrow(graph: Graph, node: Node, a: dict[str, Any]) -> bool:
-    """Whether no result of an int8 layer leaves int32 before it is rounded to uint8 (Epilogue.narrow). No
-    activation makes numbers larger but those of `ACT_ATTRS`, and below 1."""
+    """Whether no result of an int8 layer leaves int32 before it is rounded to uint8 (Epilogue.narrow).
+    Activations enlarge a number only up to 1, up to a bound of `clip`, or by the slope of `leaky_relu`."""
     if a["out_dtype"] != "uint8":
         return False
     w, bias, scale = (graph.params.get(_operand(node, i)) for i in (1, 2, 4))

@@ -252,7 +252,7 @@ class _Products:
         """One pixel's outputs of these vectors of channels."""
         s, e = self.spec, self.spec.epilogue
 
-        def ready(v: Any, total: Any) -> Any:
+        def total(v: Any, summed: Any) -> Any:
             channel = block * s.width + v * s.lanes
             residual = None
             if e.residual and s.in_units:
@@ -260,10 +260,11 @@ class _Products:
             elif e.residual:
                 residual = emit.load(self.buffers["residual"], to + v * s.lanes, s.lanes)
             scale = emit.load(self.buffers["scale"], channel, s.lanes) if e.scale else None
-            total = total + e.start(self.buffers.get("bias"), channel, s.lanes)
-            return e.activated(total, scale, residual, s.lanes)
+            summed = summed + e.start(self.buffers.get("bias"), channel, s.lanes)
+            return e.total(summed, scale, residual, s.lanes)
 
-        values = [ready(v, total) for v, total in zip(vectors, sums, strict=True)]
+        totals = [total(v, summed) for v, summed in zip(vectors, sums, strict=True)]
+        values = e.activated_all(totals, s.lanes)
         if s.in_units:
             packed = e.packed(s.lanes, [e.whole(f, s.lanes) for f in values])
             emit.store(self.buffers["y"], to, packed, UNIT * s.lanes)
