@@ -105,11 +105,16 @@ CASES = {
 }
 
 
+SOME = ("edges below and right", "uneven padding", "an odd number of vectors", "bfloat16")
+
+
 @pytest.mark.parametrize("m", TRANSFORMS)
 @pytest.mark.parametrize("target", HERE)
 def test_kernels_round_little(m: int, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The templates are the same for all lengths of vectors: AVX2's runs every case."""
     only(m, monkeypatch)
-    for name, (graph, feeds) in CASES.items():
+    for name in CASES if target == "x86-64-avx2" else SOME:
+        graph, feeds = CASES[name]
         wanted = truth(graph, feeds)
         with build(graph, HERE[target]) as artifact:
             (found,) = artifact.run(**feeds).values()
