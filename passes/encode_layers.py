@@ -59,13 +59,25 @@ def encode_layers(
     names = [node.name for node in layers]
     kept = KeptCodes(folder, "" if folder is None else identity(graph, formats, runs, options), names)
     if all(name in kept for name in names):
-        found: Found = ((name, kept.get(name)) for name in names)
+        found = _all_kept(graph, layers, kept)
     else:
         found = _Walk(LayerCoder(graph, formats, options), layers, runs, kept).codes()
     for done, (layer, codes) in enumerate(found, 1):
         if progress:
             progress(done, len(layers), layer)
         yield layer, codes
+
+
+def _all_kept(graph: Graph, layers: Sequence[Node], kept: KeptCodes) -> Found:
+    """Layers that share a matrix get one object, of which an artifact holds one copy."""
+    uses = Counter(matrix_of(graph, node) for node in layers)
+    shared: dict[str | None, LayerCodes] = {}
+    for node in layers:
+        matrix = matrix_of(graph, node)
+        codes = shared.get(matrix) or kept.get(node.name)
+        if uses[matrix] > 1:
+            shared[matrix] = codes
+        yield node.name, codes
 
 
 def coded_layers(graph: Graph, formats: Mapping[str, Format]) -> list[Node]:

@@ -139,11 +139,12 @@ def test_methods_without_samples():
     assert power[0].sum() < power[1].sum()
 
 
-def test_a_shared_table_has_one_set_of_codes():
-    graph = network(tied=True)
-    codes = dict(encode_layers(graph, formats(layers=("embed", "head", "q")), texts(4)))
-    assert list(codes) == ["embed", "q", "head"]
-    assert codes["embed"].coded is codes["head"].coded
+def test_a_shared_table_has_one_set_of_codes(tmp_path):
+    graph, shared = network(tied=True), formats(layers=("embed", "head", "q"))
+    for _ in ("coded", "read from the folder"):
+        codes = dict(encode_layers(graph, shared, texts(4), folder=tmp_path))
+        assert list(codes) == ["embed", "q", "head"]
+        assert codes["embed"].coded is codes["head"].coded
     loose = dict(encode_layers(network(tied=False), formats(layers=("embed", "head")), texts(4)))
     assert loose["head"].coded is not loose["embed"].coded
 
