@@ -180,6 +180,18 @@ def test_load_refuses_what_is_no_model(tmp_path):
         pipeline.load(tmp_path / "none.onnx")
 
 
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.onnx", "nowhere.gguf"])
+def test_a_missing_model_is_missing_first(tmp_path, name):
+    """Not a model of the wrong kind for the options that came with it."""
+    with pytest.raises(bitsmith.BitsmithError, match=rf"{name}: no such file|cannot read .*{name}"):
+        bitsmith.load(tmp_path / name, context=100)
+
+
+def test_context_is_for_language_models(model):
+    with pytest.raises(bitsmith.BitsmithError, match=rf"{model.name} is no language model"):
+        bitsmith.load(model, context=100)
+
+
 def test_run_takes_an_artifact_or_its_path(model, float32, tmp_path):
     image = samples(1, seed=5)
     place = float32.save(tmp_path / "kept")

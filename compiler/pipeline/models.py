@@ -12,7 +12,7 @@ import numpy as np
 
 from ..artifact import Artifact, read_manifest
 from ..artifact.manifest import MANIFEST
-from ..errors import InputError, TargetError
+from ..errors import InputError, ModelError, TargetError
 from ..files import write_whole
 from ..ir import Graph
 from ..ledger import LedgerRow
@@ -94,8 +94,12 @@ def load(
             )
         return load_language_model(source, context=context, cache=cache)
     if context is not None or cache is not None:
+        if isinstance(source, str | Path) and not Path(source).exists():
+            raise ModelError(f"{source}: no such file")
+        given = source if isinstance(source, str | Path) else type(source).__name__
         raise InputError(
-            "context and cache are for language models: directories with a config.json, and .gguf files"
+            f"{given} is no language model, for which context and cache are: those are directories with a "
+            "config.json, and .gguf files"
         )
     if shapes is None or isinstance(shapes, Mapping):
         return load_model(source, shapes=shapes, inputs=inputs, constants=constants)
