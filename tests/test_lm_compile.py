@@ -204,7 +204,7 @@ def test_given_codes_go_before_those_of_the_file(q4_0):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["model.onnx", "--context", "64"], "are for language models"),
+        (["{place}/config.json", "--context", "64"], "is no language model"),
         (["{place}", "--shape", "batch=1"], "its shapes follow from context="),
         (["{place}", "--keep-codes"], "holds no codes that can be kept"),
         (["{place}/gone.gguf"], "cannot read"),
