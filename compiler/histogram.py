@@ -99,6 +99,15 @@ class RowSample:
         self._seen += 1
         self.count += len(rows)
 
+    def without(self, channels: np.ndarray) -> RowSample:
+        """The same with zeros in some channels."""
+        other = RowSample(len(self.lows), 1)
+        other.lows, other.highs, other.count = self.lows.copy(), self.highs.copy(), self.count
+        other._kept = [self.rows.copy()]
+        for array in (other.lows, other.highs, *other._kept):
+            array[..., channels] = 0
+        return other
+
     @property
     def rows(self) -> np.ndarray:
         """float32 [n, channels]."""

@@ -10,6 +10,13 @@ Where only such layers read the value, and the node that makes it can do the div
 gamma and beta of a norm, or weight and bias of a linear layer, are divided. The numbers come from calibration
 (compiler/analysis/smoothing.py); they are powers of two, so that the graph computes what it did to the last
 bit. What changes is what 8 bits keep of it.
+
+Channels that calibration keeps in float32 are multiplied in a small layer of their own, whose result the
+int8 layer adds; the weight's columns are 0 there, so that what 8 bits make of these channels is nothing.
+
+    q: linear(m, wq, bq, r) -> q               =>    m.kept: gather(m, (3, 8))
+                                                     q.kept: linear(m.kept, wq[:, (3, 8)], , r)
+                                                     q: linear(m, wq with zeros, bq, q.kept) -> q
 """
 
 from __future__ import annotations
@@ -71,11 +78,15 @@ class _Smoother:
         self.scan = Scan(graph)
         self.wanted = wanted
         self.folded = {v for v, s in wanted.items() if s.divides and foldable(graph, v, s.layers)}
-        self.of_layer = {layer: value for value, s in wanted.items() if s.divides for layer in s.layers}
+        changed = {value: s for value, s in wanted.items() if s.divides or s.kept}
+        self.of_layer = {layer: value for value, s in changed.items() for layer in s.layers}
         self.copies: dict[str, str] = {}
+        self.gathered: dict[str, str] = {}
+        self.in_place: set[str] = set()
         self._values, self._means, self._ranges = dict(ranges.values), dict(ranges.means), ranges
         for value, each in wanted.items():
             if value in self.folded or (not each.divides and private(graph, value, each.layers)):
+                self.in_place.add(value)
                 self._values[value] = (each.low, each.high)
 
     def ranges(self) -> Ranges:
@@ -90,12 +101,34 @@ class _Smoother:
 
     def _reader(self, node: Node) -> Node:
         value = self.of_layer[node.name]
-        factors = self.wanted[value].factors
-        weight = self.scan.add_param(f"{node.inputs[1]}.smooth", self.scan.params[node.inputs[1]] * factors)
+        each = self.wanted[value]
+        weight = self.scan.params[node.inputs[1]] * each.factors
         if node.name in self._means:
-            self._means[node.name] = tuple((np.asarray(self._means[node.name]) / factors).tolist())
-        x = value if value in self.folded else self._copy(value)
-        return replace(node, inputs=(x, weight, *node.inputs[2:]))
+            self._means[node.name] = tuple((np.asarray(self._means[node.name]) / each.factors).tolist())
+        x = value if value in self.in_place else self._copy(value)
+        rest = node.inputs[2:]
+        if each.kept:
+            rest = self._kept(node, value, weight)
+            weight[:, each.kept] = 0
+        name = self.scan.add_param(f"{node.inputs[1]}.smooth", weight)
+        return replace(node, inputs=(x, name, *rest))
+
+    def _kept(self, node: Node, value: str, weight: np.ndarray) -> tuple[str, str]:
+        """Bias and residual of a layer: the residual is the product with the kept channels."""
+        each = self.wanted[value]
+        if value not in self.gathered:
+            axis = len(self.graph.type_of(value).shape) - 1
+            places = self.scan.add_param(f"{value}.channels", np.asarray(each.kept, np.int64))
+            self.gathered[value] = self.scan.insert(
+                "gather", (value, places), f"{value}.kept", {"axis": axis}
+            )
+        columns = weight[:, each.kept]
+        if value not in self.folded:
+            columns = columns / each.factors[list(each.kept)]
+        bias, residual = (*node.inputs[2:], "", "")[:2]
+        part = self.scan.add_param(f"{node.inputs[1]}.kept", columns)
+        inputs = (self.gathered[value], part, "", residual) if residual else (self.gathered[value], part)
+        return bias, self.scan.insert("linear", inputs, f"{node.name}.kept")
 
     def _copy(self, value: str) -> str:
         """The value divided by its factors."""

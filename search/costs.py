@@ -8,7 +8,7 @@ no pattern is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..compiler.ir import Graph
@@ -30,7 +30,7 @@ def cost_table(graph: Graph, measure: Callable[[frozenset[str]], Measured]) -> C
     floats, quantised = measure(frozenset()), measure(frozenset(names))
     alone = Alone(
         {n: floats[1].get(n, 0.0) for n in names},
-        _with_followers(graph, names, floats[1], quantised[1]),
+        _with_followers(graph, names, floats[1], quantised),
         {n: quantised[1].get(n, 0.0) for n in names},
     )
     seen = Conversions()
@@ -125,8 +125,10 @@ def _layers_before(graph: Graph, value: str) -> list[str]:
     return found
 
 
-def _layers_after(graph: Graph, value: str) -> list[str]:
-    layers, found, todo, seen = {n.name for n in layers_of(graph)}, [], [value], {value}
+def _layers_after(graph: Graph, value: str, names: Collection[str] | None = None) -> list[str]:
+    """The layers (of those names) that the value reaches without passing another."""
+    layers = {n.name for n in layers_of(graph)} if names is None else names
+    found, todo, seen = [], [value], {value}
     while todo:
         for node in graph.consumers(todo.pop()):
             if node.name in layers:
@@ -137,8 +139,11 @@ def _layers_after(graph: Graph, value: str) -> list[str]:
     return found
 
 
-def _with_followers(graph: Graph, names: list[str], floats: Times, quantised: Times) -> dict[str, float]:
-    """int8 times of the layers, with what pools, adds and the like save by reading uint8 from them."""
+def _with_followers(graph: Graph, names: list[str], floats: Times, measured: Measured) -> dict[str, float]:
+    """int8 times of the layers, with what pools, adds and the like save by reading uint8 from them, and with
+    the nodes that prepare a layer's input, but for conversions.
+    """
+    planned, quantised = measured
     result = {n: quantised.get(n, 0.0) for n in names}
     for node in graph.nodes:
         if node.name in result or node.name not in floats or node.name not in quantised:
@@ -146,4 +151,9 @@ def _with_followers(graph: Graph, names: list[str], floats: Times, quantised: Ti
         sources = [s for v in node.inputs if v for s in _layers_before(graph, v)]
         for source in sources:
             result[source] += (quantised[node.name] - floats[node.name]) / len(sources)
+    for node in planned.nodes:
+        if node.name not in floats and node.name in quantised and node.op not in ("quantize", "dequantize"):
+            readers = _layers_after(planned, node.output, result)
+            for reader in readers:
+                result[reader] += quantised[node.name] / len(readers)
     return {n: max(0.0, us) for n, us in result.items()}

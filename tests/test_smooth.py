@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from bitsmith.passes.apply_plan import apply_plan
 from bitsmith.passes.dead_code import remove_dead_code
 from bitsmith.passes.prepare import prepare
 from bitsmith.passes.smooth import smooth
+from bitsmith.search.costs import cost_table
+from bitsmith.targets.build import build
+from bitsmith.targets.target import resolve
 from golden_passes import FOLDER, SEPARATOR, graph_from_text, random_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -237,6 +241,7 @@ def test_calibration_is_deterministic(rng):
         {"m": {"layers": ["first"], "exponents": [1], "low": 1.0, "high": 0.0}},
         {"m": {"layers": ["first"], "exponents": [LARGEST + 1], "low": 0.0, "high": 1.0}},
         {"m": {"layers": ["first"], "exponents": ["a"], "low": 0.0, "high": 1.0}},
+        {"m": {"layers": ["first"], "exponents": [1], "low": 0.0, "high": 1.0, "kept": [1]}},
         {"m": {"exponents": [1]}},
         {"m": 3},
         [],
@@ -325,3 +330,77 @@ def test_encoder_blocks_from_torch(rng, pre_norm):
         wanted = module(torch.from_numpy(feeds[25])).numpy().ravel()
     found = run_reference(apply_plan(graph, plan, ranges), inputs[25])[graph.outputs[0]].ravel()
     assert wanted @ found / np.linalg.norm(wanted) / np.linalg.norm(found) > 0.999
+
+
+MASSIVE = (5, 17)
+
+
+def massive_graph(rng):
+    """Two layers that read one value; one adds a residual."""
+    b = GraphBuilder("massive")
+    x, r = b.input("x", (1, ROWS, WIDTH)), b.input("r", (1, ROWS, WIDTH))
+    w = [rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 8 for _ in range(2)]
+    y = b.add("linear", [x, b.param("w", w[0])], name="plain")
+    z = b.add("linear", [x, b.param("w", w[1]), b.param("b", w[0][0]), r], name="added", act="clip", lo=0.0)
+    return prepare(b.finish([y, z]))
+
+
+def massive_feed(rng):
+    """Two channels are a thousand times larger, at one position."""
+    feed = {name: rng.normal(size=(1, ROWS, WIDTH)).astype(np.float32) for name in ("x", "r")}
+    feed["x"][:, 0, MASSIVE] *= 1000
+    return feed
+
+
+def in_eight_bits(x, smoothing, weight):
+    """float64 x @ weight.T, of which the kept channels are exact."""
+    kept, factors = list(smoothing.kept), smoothing.factors.astype(np.float64)
+    low, high = min(smoothing.low, 0.0), max(smoothing.high, 0.0)
+    step = (high - low) / 255
+    zero = np.rint(-low / step)
+    stored = (np.clip(np.rint(x / factors / step) + zero, 0, 255) - zero) * step
+    rest = weight * factors
+    rest[:, kept] = 0
+    scale = np.abs(rest).max(1, keepdims=True) / 127
+    return stored @ (np.rint(rest / scale) * scale).T + x[..., kept] @ weight[:, kept].T
+
+
+def test_massive_channels_stay_float(rng):
+    graph = massive_graph(rng)
+    feeds = [massive_feed(rng) for _ in range(16)]
+    ranges = replace(calibrate(graph, feeds[:12]), means={})
+    smoothing = ranges.smoothing["x"]
+    assert smoothing.kept == MASSIVE and Ranges.from_json(json.loads(ranges.to_text())) == ranges
+    divided = replace(ranges, smoothing={"x": replace(smoothing, kept=())})
+    before, after = (int8_error(graph, r, feeds[12:]) for r in (divided, ranges))
+    assert after < 1e-6 and after < before / 1000
+    planned = apply_plan(graph, Plan.uniform(graph, "int8"), ranges)
+    with build(planned, resolve("host")) as artifact:
+        for feed in feeds[12:]:
+            found = artifact.run(**feed)
+            x, r = (feed[name].astype(np.float64) for name in ("x", "r"))
+            w = {
+                name: graph.params[graph.node(name).inputs[1]].astype(np.float64)
+                for name in ("plain", "added")
+            }
+            bias = graph.params[graph.node("added").inputs[2]]
+            wanted = [
+                in_eight_bits(x, smoothing, w["plain"]),
+                np.maximum(in_eight_bits(x, smoothing, w["added"]) + bias + r, 0),
+            ]
+            for value, want in zip(graph.outputs, wanted, strict=True):
+                np.testing.assert_allclose(found[value], want, rtol=0, atol=2e-6 * np.abs(want).max())
+
+
+def test_what_prepares_an_int8_layers_input_counts_for_it(rng):
+    graph = massive_graph(rng)
+    ranges = calibrate(graph, [massive_feed(rng) for _ in range(12)])
+
+    def measure(int8):
+        plan = Plan(graph.name, dict.fromkeys(int8, "int8"))
+        planned = apply_plan(graph, plan, ranges)
+        return planned, {node.name: 1.0 for node in planned.nodes}
+
+    table = cost_table(graph, measure)
+    # Its own kernel, the product with the kept channels, and half of gathering them.
+    assert table.float_us == {"plain": 1.0, "added": 1.0} and table.int8_us == {"plain": 2.5, "added": 2.5}
