@@ -38,3 +38,11 @@ def root() -> Path:
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20240607)
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the AVX-512 instructions that kernels asked for; they are written out in AVX2's."""
+    from emulated_avx512 import emulate
+
+    return emulate(monkeypatch)

@@ -15,10 +15,9 @@ from bitsmith.targets.build import build
 from bitsmith.targets.kernels.conv.winograd_spec import MOST_CHANNELS, WHOLE, WinogradSpec
 from bitsmith.targets.lower import lower
 from bitsmith.targets.target import TARGETS, Target
+from emulated_avx512 import needs_avx2, wide
 from one_graph import ManyNodes
-from test_avx512 import emulated, needs_avx2, wide
 
-__all__ = ["emulated"]  # a fixture
 NARROW = {"act": "clip", "lo": 0.0, "hi": 200.0, "y_zero": 3, "out_dtype": "uint8"}
 
 

@@ -45,6 +45,16 @@ class Epilogue:
     out_dtype: str = "float32"
     narrow: bool = False
 
+    @property
+    def params(self) -> list[tuple[str, str]]:
+        """(name, element type) of the pointers that a kernel has for it, in order, the result's last."""
+        optional = (
+            ("bias", self.acc_dtype, self.bias),
+            ("scale", "float32", self.scale),
+            ("residual", self.residual, bool(self.residual)),
+        )
+        return [*((name, dtype) for name, dtype, there in optional if there), ("y", self.out_dtype)]
+
     def start(self, bias: Any, index: Any, lanes: int) -> Any:
         """What the accumulators begin with: the bias of channels [index, index + lanes), or zero."""
         if self.bias:

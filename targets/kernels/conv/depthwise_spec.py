@@ -169,17 +169,10 @@ class DepthwiseSpec(Window):
 
 def depthwise_params(spec: DepthwiseSpec) -> list[tuple[str, str]]:
     """(name, element type) of the kernel's pointers, in order."""
-    e = spec.epilogue
-    optional = (
-        ("bias", e.acc_dtype, e.bias),
-        ("scale", "float32", e.scale),
-        ("residual", e.residual, bool(e.residual)),
-    )
     return [
         ("x", spec.x_dtype),
         ("w", "int8" if spec.quantised else "float32"),
-        *((name, dtype) for name, dtype, there in optional if there),
-        ("y", e.out_dtype),
+        *spec.epilogue.params,
     ]
 
 

@@ -258,17 +258,10 @@ class GemmSpec(Window):
 
 def gemm_params(spec: GemmSpec) -> list[tuple[str, str]]:
     """(name, element type) of the kernel's pointers, in order."""
-    e = spec.epilogue
-    optional = (
-        ("bias", e.acc_dtype, e.bias),
-        ("scale", "float32", e.scale),
-        ("residual", e.residual, bool(e.residual)),
-    )
     return [
         ("x", spec.x_dtype),
         ("b", spec.mac.b_dtype),
-        *((name, dtype) for name, dtype, there in optional if there),
-        ("y", e.out_dtype),
+        *spec.epilogue.params,
     ]
 
 

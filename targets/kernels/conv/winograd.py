@@ -30,17 +30,10 @@ def input_params(spec: WinogradInputSpec) -> list[tuple[str, str]]:
 
 def product_params(spec: WinogradSpec) -> list[tuple[str, str]]:
     """(name, element type) of the kernel's pointers, in order."""
-    e = spec.epilogue
-    optional = (
-        ("bias", e.acc_dtype, e.bias),
-        ("scale", "float32", e.scale),
-        ("residual", e.residual, bool(e.residual)),
-    )
     return [
         ("v", spec.mac.a_dtype),
         ("g", "int8" if spec.quantised else "uint16" if spec.narrow else "float32"),
-        *((name, dtype) for name, dtype, there in optional if there),
-        ("y", e.out_dtype),
+        *spec.epilogue.params,
     ]
 
 
@@ -244,8 +237,8 @@ class _Products:
         sums = [emit.load(self.sums, at + place * s.sum_place, s.lanes) for place in range(s.places)]
         made = both_sides(s.transform.outputs, _stored(sums, kind, s.lanes), kind, s.lanes)
         if s.quantised:
-            four = emit.splat(WHOLE_SHIFT, kind, s.lanes)
-            made = _stored([emit.ib.shift_right(y, four) for y in made], kind, s.lanes)
+            shift = emit.splat(WHOLE_SHIFT, kind, s.lanes)
+            made = _stored([emit.ib.shift_right(y, shift) for y in made], kind, s.lanes)
         return made
 
     def put(self, block: Any, to: Any, vectors: Sequence[Any], sums: Sequence[Any]) -> None:
