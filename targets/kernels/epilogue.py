@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
-from .gelu import gelus
+from .gelu import ROUGH_ERROR, gelus, rough_gelus
 
 UNIT = 4
 """Vectors whose results are packed together."""
 LARGE = 2.0**30
 """In int32; conversion makes a negative number of what is too large for that, as if it were very small."""
+
+UNSEEN = 0.02
+"""Steps of a result: the error of a rough activation, beside the half step that rounding takes."""
 
 
 def unit_order(lanes: int) -> tuple[tuple[int, ...], ...]:
@@ -83,8 +86,14 @@ class Epilogue:
         if self.narrow and self.act == "clip" and self.lo <= -self.y_zero and self.hi >= 255 - self.y_zero:
             return list(totals)  # saturation does the same
         if self.act == "gelu":
-            return [f for i in range(0, len(totals), 2) for f in gelus(totals[i : i + 2], lanes)]
+            some = rough_gelus if self.coarse else gelus
+            return [f for i in range(0, len(totals), 2) for f in some(totals[i : i + 2], lanes)]
         return [activate(f, self, lanes) for f in totals]
+
+    @property
+    def coarse(self) -> bool:
+        """Results are in steps so long that a rough activation is as good as an exact one."""
+        return self.out_dtype == "uint8" and ROUGH_ERROR * self.y_inv <= UNSEEN
 
     def packs(self, lanes: int) -> bool:
         """Saturating packs do the clamping (`pack`): AVX2 and AVX-512 have them."""
