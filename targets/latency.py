@@ -37,6 +37,7 @@ from .program import (
 )
 from .scratch import scratch_folder
 from .target import Target
+from .views import Views
 
 REPEATS = 30
 NODE_OVERHEAD_US = 0.05
@@ -61,7 +62,8 @@ def kernel_times(
     that each finds the caches as another kernel left them. Raises TargetError when the target does not run on
     this machine.
     """
-    calls = {node.name: node_calls(graph, node, target) for node in graph.nodes}
+    views = Views(graph)
+    calls = {node.name: node_calls(graph, node, target, views) for node in graph.nodes}
     distinct = {call.symbol: call for of_node in calls.values() for call in of_node}
     times = call_times(distinct, graph, target, database, cache=cache, progress=progress)
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,10 @@ from .program import (
 )
 from .relax_kernels import relax_calls
 from .selection import select
-from .states import in_place, limits, state_layout
+from .states import limits, state_layout
 from .target import Target
+from .views import View, Views
 from .work import call_works, chain_works, copy_work
-
-ALIASES = ("reshape", "bitcast")
-"""Operators that only give the same bytes another shape or type: no kernel runs."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +58,40 @@ class Lowered:
         return data
 
 
-def node_calls(graph: Graph, node: Node, target: Target) -> tuple[KernelCall, ...]:
-    """The kernel calls of one node; none for an alias or an empty result. Raises UnsupportedError."""
-    if node.op in ALIASES or not node.type.size:
+def node_calls(graph: Graph, node: Node, target: Target, views: Views) -> tuple[KernelCall, ...]:
+    """The kernel calls of one node; none for an empty result or one that lies within another. Raises
+    UnsupportedError."""
+    if views.needs_no_kernel(node) or not node.type.size:
         return ()
     if not all(graph.type_of(v).size for v in node.inputs if v):
         raise UnsupportedError(f"{node.op} reads an empty tensor: take out of the model what makes it")
     own = select(graph, node, target.isa)
     if isinstance(own, tuple):
         return own
+    if own and node.op == "concat":
+        own = _missing_parts(own, node, views)
+        return (own,) if own.spec.blocks else ()
     return (own,) if own else relax_calls(graph, node)
+
+
+def _missing_parts(call: KernelCall, node: Node, views: Views) -> KernelCall:
+    """The call that moves those parts of a concat that do not lie where they belong."""
+    to = views.of(node.output)
+
+    def missing(value: str, at: int) -> bool:
+        return views.of(value) != View(to.whole, to.offset + at * call.spec.item)
+
+    pairs = zip(node.inputs, call.spec.blocks, strict=True)
+    left = [(value, block) for value, block in pairs if missing(value, block.y_start)]
+    spec = replace(call.spec, blocks=tuple(block for _, block in left))
+    return KernelCall(spec, (*(value for value, _ in left), node.output), spec.tasks)
 
 
 def lower(graph: Graph, target: Target) -> Lowered:
     """Raises UnsupportedError naming every node that the target cannot compute."""
-    calls = _all_calls(graph, target)
-    placer = _Placer(graph, [call for _, call, _ in calls])
+    views = Views(graph)
+    calls = _all_calls(graph, target, views)
+    placer = _Placer(graph, views, [call for _, call, _ in calls])
     kernels = {call.symbol: call.spec for _, call, _ in calls}
     steps = [
         Step(layer, call.symbol, tuple(placer.place(op) for op in call.operands), call.tasks, work)
@@ -102,7 +118,7 @@ def _specs(graph: Graph, values: Sequence[str]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(v, graph.type_of(v).shape, graph.type_of(v).dtype) for v in values)
 
 
-def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work | None]]:
+def _all_calls(graph: Graph, target: Target, views: Views) -> list[tuple[str, KernelCall, Work | None]]:
     calls, missing = [], []
     prepared: set[KernelCall] = set()
     together = chains(graph)
@@ -110,7 +126,7 @@ def _all_calls(graph: Graph, target: Target) -> list[tuple[str, KernelCall, Work
         parts = together.get(node.name, (node,))
         try:
             alone = parts == (node,)
-            of_node = node_calls(graph, node, target) if alone else _chain(graph, parts, target)
+            of_node = node_calls(graph, node, target, views) if alone else _chain(graph, parts, target)
             works = call_works(graph, node, of_node) if alone else chain_works(graph, parts)
             new = [pair for pair in zip(of_node, works, strict=True) if pair[0] not in prepared]
             calls += [(node.name, call, work) for call, work in new]
@@ -145,15 +161,6 @@ def _copy(graph: Graph, value: str, source: Place, to: Place, kernels: dict[str,
     return Step(node.name if node else value, symbol, (source, to), spec.tasks, copy_work(spec.nbytes))
 
 
-def _roots(graph: Graph) -> dict[str, str]:
-    """Alias -> the value whose bytes it has, through chains; a state for what is written in its place."""
-    roots: dict[str, str] = in_place(graph)
-    for node in graph.nodes:
-        if node.op in ALIASES:
-            roots[node.output] = roots.get(node.inputs[0], node.inputs[0])
-    return roots
-
-
 class _Placer:
     """Gives every operand its address.
 
@@ -165,9 +172,9 @@ class _Placer:
     read lives in the arena and is copied.
     """
 
-    def __init__(self, graph: Graph, calls: Sequence[KernelCall]) -> None:
+    def __init__(self, graph: Graph, views: Views, calls: Sequence[KernelCall]) -> None:
         self.graph = graph
-        self.roots = _roots(graph)
+        self.views = views
         self.weights: list[tuple[int, Callable[[], np.ndarray]]] = []
         self.weights_bytes = 0
         self.params: dict[str, Place] = {}
@@ -186,7 +193,7 @@ class _Placer:
         self.offsets, self.arena_bytes = plan_arena(self._lifetimes(calls))
 
     def _root(self, value: str) -> str:
-        return self.roots.get(value, value)
+        return self.views.of(value).whole
 
     def _lifetimes(self, calls: Sequence[KernelCall]) -> dict[str | Temporary, Lifetime]:
         """Of all that lives in the arena; steps are counted from 1, copies from inputs happen in step 0."""
@@ -209,10 +216,10 @@ class _Placer:
             return self._weights(operand)
         if isinstance(operand, Temporary):
             return Place(Space.ARENA, self.offsets[operand])
-        root = self._root(operand)
+        root, offset = self.views.of(operand).whole, self.views.of(operand).offset
         if root in self.graph.params:
             return self._param(root)
-        return self.fixed.get(root) or Place(Space.ARENA, self.offsets[root])
+        return self.fixed.get(root) or Place(Space.ARENA, self.offsets[root] + offset)
 
     def copies_in(self) -> list[tuple[str, tuple[Place, Place]]]:
         """(value, (from, to)) of inputs that are read from the arena."""

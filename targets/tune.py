@@ -15,6 +15,7 @@ from .latency import call_times
 from .lower import node_calls
 from .objects import Progress
 from .target import Target
+from .views import Views
 
 WORTH = 0.97
 """A tile replaces the model's when its median is below so much of that one's: less is noise."""
@@ -49,9 +50,9 @@ def tuned_target(
 
 def tile_reasons(graph: Graph, target: Target) -> dict[str, str]:
     """Layer -> which tile it has instead of the model's, of all layers that a tuned target changed."""
-    said = {}
+    said, views = {}, Views(graph)
     for node in graph.nodes:
-        for call in node_calls(graph, node, target):
+        for call in node_calls(graph, node, target, views):
             if isinstance(call.spec, GemmSpec) and call.spec.tiled:
                 (r, v), (rows, vectors) = call.spec.tile, call.spec.likely_tiles[0]
                 said[node.name] = f"a tile of {r}x{v} vectors measured faster than {rows}x{vectors}"
@@ -64,7 +65,8 @@ def with_tiles(target: Target, tiles: Mapping[GemmSpec, Tile]) -> Target:
 
 
 def _products(graph: Graph, target: Target) -> dict[GemmSpec, KernelCall]:
-    calls = (call for node in graph.nodes for call in node_calls(graph, node, target))
+    views = Views(graph)
+    calls = (call for node in graph.nodes for call in node_calls(graph, node, target, views))
     return {call.spec: call for call in calls if isinstance(call.spec, GemmSpec)}
 
 

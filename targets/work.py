@@ -35,6 +35,8 @@ def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[W
     if node.op == "cache_write" and len(calls) == 1:  # in place: rows alone
         new = graph.type_of(node.inputs[1])
         return (Work(0, "", new.nbytes, new.size * np.dtype(node.type.dtype).itemsize, 0),)
+    if node.op == "concat" and calls:  # parts that lie in place are not moved
+        return (copy_work(sum(_nbytes(graph, part) for part in calls[0].operands[:-1])),)
     if node.op in ("coded_linear", "coded_gather"):
         return tuple(_coded(graph, node, call) for call in calls)
     if len(calls) == 1:

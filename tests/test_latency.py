@@ -17,6 +17,7 @@ from bitsmith.targets.latency import NODE_OVERHEAD_US, kernel_times
 from bitsmith.targets.lower import node_calls
 from bitsmith.targets.program import Program, Space
 from bitsmith.targets.target import TARGETS, resolve
+from bitsmith.targets.views import Views
 
 HOST = resolve("host")
 
@@ -47,7 +48,7 @@ def test_every_node_has_a_time(measured: tuple[Path, dict[str, float]]) -> None:
     graph, (_, times) = network(), measured
     assert list(times) == [node.name for node in graph.nodes]
     for node in graph.nodes:
-        calls = node_calls(graph, node, HOST)
+        calls = node_calls(graph, node, HOST, Views(graph))
         assert times[node.name] > NODE_OVERHEAD_US * len(calls) or times[node.name] == 0.0
         assert (times[node.name] == 0.0) == (node.name in ("alias", "empty"))
     assert times["first"] == times["second"]  # one kernel
@@ -76,7 +77,7 @@ def test_only_what_is_missing_is_measured(
     y = b.add("linear", [x, b.param("w", np.zeros((24, 24), np.float32))], name="known")
     graph = b.finish([b.add("tanh", [y], name="new")])
     times = kernel_times(graph, HOST, Database(measured[0]))
-    (call,) = node_calls(graph, graph.node("new"), HOST)
+    (call,) = node_calls(graph, graph.node("new"), HOST, Views(graph))
     assert asked == [{call.symbol}]
     assert times["known"] == measured[1]["first"] and times["new"] == 1000.0 + NODE_OVERHEAD_US
 
@@ -84,7 +85,7 @@ def test_only_what_is_missing_is_measured(
 def test_times_come_from_the_database(tmp_path: Path) -> None:
     """What another process wrote is taken, for this chip and toolchain only."""
     graph, database = network(40), Database(tmp_path / "times.db")
-    calls = {call.symbol for node in graph.nodes for call in node_calls(graph, node, HOST)}
+    calls = {call.symbol for node in graph.nodes for call in node_calls(graph, node, HOST, Views(graph))}
     made_by = f"{latency.toolchain()}/{latency.METHOD}"
     database.put_many("another chip", made_by, {s: timed_now(9.0, 0.0, 1) for s in calls})
     database.put_many(HOST.fingerprint, "another toolchain", {s: timed_now(8.0, 0.0, 1) for s in calls})
@@ -124,7 +125,7 @@ def test_kernels_are_timed_on_memory_that_exists(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(latency, "assemble", record)
     graph = network()
-    calls = {c.symbol: c for node in graph.nodes for c in node_calls(graph, node, HOST)}
+    calls = {c.symbol: c for node in graph.nodes for c in node_calls(graph, node, HOST, Views(graph))}
     times = latency._measure(calls, graph, HOST, latency.default_cache(), None)
     assert set(times) == set(calls)
     ((program, weights),) = seen

@@ -20,6 +20,7 @@ from bitsmith.targets.kernels.tiling import best_tile, likely_tiles
 from bitsmith.targets.lower import node_calls
 from bitsmith.targets.target import TARGETS, resolve
 from bitsmith.targets.tune import tile_reasons, tuned_target
+from bitsmith.targets.views import Views
 
 HOST = resolve("host")
 
@@ -36,7 +37,7 @@ def network() -> Graph:
 
 
 def specs(graph: Graph, target: object) -> list[GemmSpec]:
-    calls = [call for node in graph.nodes for call in node_calls(graph, node, target)]
+    calls = [call for node in graph.nodes for call in node_calls(graph, node, target, Views(graph))]
     return [call.spec for call in calls if isinstance(call.spec, GemmSpec)]
 
 

@@ -149,9 +149,9 @@ def inspect(
 
 def _model_info(graph: Graph, target: str, hashed: bool = True) -> ModelInfo:
     from ...passes.prepare import prepare
-    from ...targets.lower import ALIASES
     from ...targets.selection import select
     from ...targets.target import resolve
+    from ...targets.views import ALIASES
 
     chip = resolve(target)
     prepared = prepare(graph)
