@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
-from .gelu import ROUGH_ERROR, gelus, rough_gelus
+from .gelu import gelus
+from .rough import ROUGH, Rough
 
 UNIT = 4
 """Vectors whose results are packed together."""
@@ -81,19 +82,20 @@ class Epilogue:
         return self.activated_all([self.total(acc, scale, residual, lanes)], lanes)[0]
 
     def activated_all(self, totals: Sequence[Any], lanes: int) -> list[Any]:
-        """Those of several vectors. GELU goes two by two: one is a chain of sixty cycles, four are more than
-        the registers hold (a layer of 48 channels took 0.94 of the time, of 384 the same)."""
+        """Those of several vectors. What takes long goes two by two: one is a chain of many cycles, four are
+        more than the registers hold (GELU on 48 channels: a layer took 0.94 of the time, of 384 the same)."""
         if self.narrow and self.act == "clip" and self.lo <= -self.y_zero and self.hi >= 255 - self.y_zero:
             return list(totals)  # saturation does the same
-        if self.act == "gelu":
-            some = rough_gelus if self.coarse else gelus
-            return [f for i in range(0, len(totals), 2) for f in some(totals[i : i + 2], lanes)]
+        several = self.rough.of if self.rough else gelus if self.act == "gelu" else None
+        if several:
+            return [f for i in range(0, len(totals), 2) for f in several(totals[i : i + 2], lanes)]
         return [activate(f, self, lanes) for f in totals]
 
     @property
-    def coarse(self) -> bool:
-        """Results are in steps so long that a rough activation is as good as an exact one."""
-        return self.out_dtype == "uint8" and ROUGH_ERROR * self.y_inv <= UNSEEN
+    def rough(self) -> Rough | None:
+        """The activation that nobody tells from the exact one, where results are in long steps."""
+        found = ROUGH.get(self.act) if self.out_dtype == "uint8" else None
+        return found if found and found.error * abs(self.y_inv) <= UNSEEN else None
 
     def packs(self, lanes: int) -> bool:
         """Saturating packs do the clamping (`pack`): AVX2 and AVX-512 have them."""

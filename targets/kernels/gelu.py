@@ -1,6 +1,4 @@
-"""GELU without an exponential: by erf as a quotient of polynomials, in twenty instructions; for results of
-eight bits by one polynomial, in twelve and without a division.
-"""
+"""GELU in twenty instructions: erf as a quotient of polynomials, without an exponential."""
 
 from __future__ import annotations
 
@@ -28,22 +26,6 @@ BELOW = (
     -1.42647390514189e-02,
 )
 """Coefficients of Eigen's float erf, in powers of x squared, the highest first."""
-
-EDGE = 4.25
-ROUGHLY = (
-    -8.46036019e-10,
-    7.57079874e-08,
-    -2.9387927e-06,
-    6.55269541e-05,
-    -9.40446451e-04,
-    9.25781857e-03,
-    -6.54534921e-02,
-    3.98420036e-01,
-)
-"""The normal distribution function is 1/2 + x P(x^2): P by a linear program, so that the largest error of
-GELU from -EDGE to EDGE is least and the function is 0 and 1 there."""
-ROUGH_ERROR = 1.05e-4
-"""Of `rough_gelus` in float32 at most, beside three millionths of the result."""
 
 
 def erfs(xs: Sequence[Any], lanes: int) -> list[Any]:
@@ -73,24 +55,6 @@ def gelus(xs: Sequence[Any], lanes: int) -> list[Any]:
     halves = [_kept(x * emit.splat(0.5, "float32", lanes), lanes) for x in xs]
     erf = erfs([x * emit.splat(math.sqrt(0.5), "float32", lanes) for x in xs], lanes)
     return [half + half * e for half, e in zip(halves, erf, strict=True)]
-
-
-def rough_gelus(xs: Sequence[Any], lanes: int) -> list[Any]:
-    """The same within ROUGH_ERROR."""
-
-    def c(value: float) -> Any:
-        return emit.splat(value, "float32", lanes)
-
-    def each(values: Iterable[Any]) -> list[Any]:
-        return [_kept(value, lanes) for value in values]
-
-    xs = each(emit.vmax(x, c(-EDGE)) for x in xs)
-    near = each(emit.vmin(x, c(EDGE)) for x in xs)
-    squares = each(x * x for x in near)
-    sums = [c(ROUGHLY[0])] * len(xs)
-    for factor in ROUGHLY[1:]:
-        sums = each(p * square + c(factor) for p, square in zip(sums, squares, strict=True))
-    return [x * (n * p + c(0.5)) for x, n, p in zip(xs, near, sums, strict=True)]
 
 
 def _kept(value: Any, lanes: int) -> Any:
