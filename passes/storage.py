@@ -2,7 +2,7 @@
 
 A value is stored in uint8 if a layer that the plan makes int8 reads it as x, everyone else who reads it can
 read uint8 (a layer's residual operand, add, reduce_mean), and its producer can write uint8 (any layer,
-add). Operators that only move numbers or pick one of them (max_pool2d, reshape, transpose, concat) tie
+add). Operators that only move numbers or pick one of them (max_pool2d, slice, concat and others) tie
 their operands and result together: all are stored alike, or none. Everything else stays float32, as do the
 graph's inputs and outputs; int8 layers then read a converted copy.
 """
@@ -17,7 +17,7 @@ from ..compiler.plan import FREE_OPS, Plan, free_layers_of
 from .quantise import QParams, qparams
 from .scan import attr
 
-MOVING = ("max_pool2d", "reshape", "transpose", "concat", "resize", "pad", "depth_to_space")
+MOVING = ("max_pool2d", "reshape", "transpose", "slice", "concat", "resize", "pad", "depth_to_space")
 WRITERS = (*FREE_OPS, "add")
 READERS = ("add", "reduce_mean")
 

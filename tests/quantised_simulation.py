@@ -18,7 +18,7 @@ from bitsmith.compiler.ops import OPS
 from bitsmith.compiler.plan import Plan, layers_of
 from bitsmith.compiler.reference import run_node
 
-MOVES = ("max_pool2d", "reshape", "transpose", "concat", "depth_to_space")
+MOVES = ("max_pool2d", "reshape", "transpose", "slice", "concat", "depth_to_space")
 
 
 def only_moves(node: Node) -> bool:
