@@ -6,9 +6,10 @@ give.
     hqq          the same with less care for outliers             no samples
     compensate   errors make each other good                      samples
 
-With samples the graph runs once, node by node over all of them (live_values.py): a layer's X^T X is that of
-inputs which the coded layers before it make, so that later layers also make up for earlier ones. In memory
-are one layer, its X^T X, and values that are still to be read, of which most lie on disk.
+With samples the graph runs node by node over all of them (live_values.py): a layer's X^T X is that of inputs
+which the coded layers before it make. Compensation runs the float network beside it, so that later layers
+also make up for earlier ones. In memory are one layer, its X^T X, and values that are still to be read, of
+which most lie on disk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -135,14 +136,24 @@ class _Walk:
         wanted = {node.inputs[0] for node in self.layers if self._calibrated(node)}
         running = needed_nodes(self.graph, wanted)
         names = {node.name for node in running}
-        with LiveValues(self.graph, self.runs, running, wanted, self.coder.options.memory) as values:
+        with self._values(running, wanted) as values, self._values(running, wanted) as in_float:
             for node in self.graph.nodes:
                 codes = None
                 if node.name in self.coder.formats:
-                    codes = self._codes_of(node, values)
+                    codes = self._codes_of(node, values, in_float)
                     yield node.name, codes
                 if node.name in names:
                     values.step(node, self._decoded(node, codes))
+                    if self._regains:
+                        in_float.step(node, {})
+
+    def _values(self, running: Sequence[Node], wanted: Collection[str]) -> LiveValues:
+        return LiveValues(self.graph, self.runs, running, wanted, self.coder.options.memory // 2)
+
+    @property
+    def _regains(self) -> bool:
+        """Whether codes depend on what inputs are in the float network too."""
+        return self.coder.options.method == "compensate"
 
     def _calibrated(self, node: Node) -> bool:
         """Whether the layer's codes depend on its inputs."""
@@ -155,16 +166,18 @@ class _Walk:
         weight = decode(codes.coded)
         return {matrix: weight if codes.factors is None else weight / codes.factors}
 
-    def _codes_of(self, node: Node, values: LiveValues) -> LayerCodes:
+    def _codes_of(self, node: Node, values: LiveValues, in_float: LiveValues) -> LayerCodes:
         if self._calibrated(node):
             if node.name not in self._made:
                 group = [n for n in self.layers if self._calibrated(n) and n.inputs[0] == node.inputs[0]]
-                self._made |= self._coded_together(group, values)
+                self._made |= self._coded_together(group, values, in_float)
                 values.release(node.inputs[0])
+                if self._regains:
+                    in_float.release(node.inputs[0])
             return self._made.pop(node.name)
         matrix = matrix_of(self.graph, node)
         if self._uses[matrix] == 1:
-            return self._coded_together([node], None)[node.name]
+            return self._coded_together([node])[node.name]
         if matrix not in self._shared:
             self._shared[matrix] = self._coded_for_all(node)
         codes = self._shared[matrix]
@@ -182,11 +195,14 @@ class _Walk:
         inputs = float_inputs(self.graph, self.runs, readers, coder.options.memory)
         return coder.code(readers[:1], inputs)[readers[0].name]
 
-    def _coded_together(self, group: Sequence[Node], values: LiveValues | None) -> dict[str, LayerCodes]:
+    def _coded_together(
+        self, group: Sequence[Node], values: LiveValues | None = None, in_float: LiveValues | None = None
+    ) -> dict[str, LayerCodes]:
         """Codes of layers that read one value; those that are kept already are read."""
         if all(node.name in self.kept for node in group):
             return {node.name: self.kept.get(node.name) for node in group}
-        inputs = layer_inputs(values, group[0].inputs[0]) if values else None
+        read = group[0].inputs[0]
+        inputs = layer_inputs(values, read, in_float if self._regains else None) if values else None
         made = self.coder.code(group, inputs)
         for layer, codes in made.items():
             self.kept.put(layer, codes)

@@ -88,7 +88,10 @@ class LayerCoder:
         factors = self._factors(group, inputs)
         if factors is not None:
             hessian = hessian / np.outer(factors, factors)
-        code = self._coder(hessian)
+        drift = inputs.drift
+        if factors is not None and drift is not None:
+            drift = drift / np.outer(factors, factors).astype(np.float32)
+        code = self._coder(hessian, drift)
         made = {}
         for node in group:
             weight = self.weight(node) if factors is None else self.weight(node) * factors
@@ -126,13 +129,16 @@ class LayerCoder:
         lacking, size = np.square(weight - decode(coded)).sum(), np.square(weight).sum()
         return LayerCodes(coded, None, float(lacking / (size or 1.0)))
 
-    def _coder(self, hessian: np.ndarray) -> Callable[[np.ndarray, Format], Coded]:
+    def _coder(
+        self, hessian: np.ndarray, drift: np.ndarray | None = None
+    ) -> Callable[[np.ndarray, Format], Coded]:
         diagonal = np.diagonal(hessian) / (np.diagonal(hessian).max() or 1.0)
+        compensator = Compensator(hessian, self.options.compensation)
         return {
             "round": encode,
             "hqq": half_quadratic,
             "search": lambda weight, format: encode(weight, format, diagonal),
-            "compensate": Compensator(hessian, self.options.compensation).code,
+            "compensate": lambda weight, format: compensator.code(weight, format, drift),
         }[self.options.method]
 
     def _factors(self, group: Sequence[Node], inputs: LayerInputs) -> np.ndarray | None:

@@ -87,20 +87,25 @@ def same(a, b):
     )
 
 
-def test_each_layer_is_compensated_for_what_the_coded_layers_before_give():
-    """One layer after the other, each with the inputs that the reference executor computes."""
+def test_each_layer_is_compensated_for_what_the_coded_layers_before_give_and_cost():
+    """One layer after the other, each with the inputs that the reference executor computes: half of what
+    regression on them says of the float network's outputs is aimed at.
+    """
     graph, samples = network(), texts()
     codes = dict(encode_layers(graph, formats(), samples))
     assert tuple(codes) == LAYERS
     before = graph
     for layer in LAYERS:
         x = see_inputs(before, samples, graph.node(layer).inputs[0])
+        hessian, damping = x.T @ x, max(0.01, 0.7 * x.shape[1] / len(x))
+        lacking = see_inputs(graph, samples, graph.node(layer).inputs[0]) - x
+        damped = hessian + damping * np.diagonal(hessian).mean() * np.eye(len(hessian))
         weight = graph.params[matrix(graph, layer)]
-        options = Compensation(damping=max(0.01, 0.7 * x.shape[1] / len(x)))
-        expected = compensate(weight, x.T @ x, format_of("int3:16"), options)
-        hessian = x.T @ x
-        found, best = (output_error(weight, decode(c), hessian).sum() for c in (codes[layer].coded, expected))
+        aim = weight + 0.5 * np.linalg.solve(damped, x.T @ lacking @ weight.T).T.astype(np.float32)
+        expected = compensate(aim, hessian, format_of("int3:16"), Compensation(damping))
+        found, best = (output_error(aim, decode(c), hessian).sum() for c in (codes[layer].coded, expected))
         assert found == pytest.approx(best, rel=0.02)
+        found = output_error(weight, decode(codes[layer].coded), hessian).sum()
         whole = output_error(weight, 0 * weight, hessian).sum()
         assert codes[layer].error == pytest.approx(found / whole, rel=0.01)
         before = coded_graph(graph, {name: codes[name] for name in LAYERS[: LAYERS.index(layer) + 1]})
@@ -191,7 +196,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     coded = []
     count = Compensator.code
     monkeypatch.setattr(
-        Compensator, "code", lambda self, weight, format: coded.append(1) or count(self, weight, format)
+        Compensator, "code", lambda self, *given, **more: coded.append(1) or count(self, *given, **more)
     )
     again = dict(encode_layers(graph, formats(), samples, folder=tmp_path / "run"))
     assert same(again, whole) and [name for name, _ in first] == list(LAYERS[:3])

@@ -9,6 +9,10 @@ and nearest level are the format's own. For binary codes the alternation of Shif
 2024) is that fit. The sweeps are coordinate descent (as in QuantEase, Behdin et al., 2023): none makes the
 error larger. The error is tr(E H E^T), of the layer's outputs on the calibration inputs; no row ends with
 more of it than rounding leaves.
+
+Where layers before are coded, inputs are no longer those of the float network. With D the sum of (input there
+- input here) x input, W + W D H^-1 gives the float network's outputs as well as a matrix can (QEP, Arai and
+Ichikawa, NeurIPS 2025; GPTAQ, Li et al., ICML 2025). Samples are few, so that codes go a part of that way.
 """
 
 from __future__ import annotations
@@ -39,14 +43,21 @@ ROWS = 1024
 STRIPE = 128
 """Columns after which all later ones hear of the errors."""
 SWEEPS = 3
+REGAIN = 0.5
+"""SmolLM2-135M, layers in bitmod3:64 for 8192 tokens of Wikipedia, KL on other articles and on a book: none
+0.535 and 0.507, half 0.390 and 0.431. Of the first six blocks alone: none 0.189 and 0.114, half 0.170 and
+0.094, all 0.192 and 0.122.
+"""
 
 
 @dataclass(frozen=True)
 class Compensation:
-    """`damping`: share of the mean diagonal that is added to it. `sweeps` of coordinate descent."""
+    """`damping`: share of the mean diagonal that is added to it. `sweeps` of coordinate descent. `regain`:
+    share of what earlier layers cost that is made good."""
 
     damping: float = DAMPING
     sweeps: int = SWEEPS
+    regain: float = REGAIN
 
 
 USUAL = Compensation()
@@ -71,13 +82,16 @@ class Compensator:
         self.hessian, self.options = hessian, options
         self._shared: dict[int, _Shared] = {}
 
-    def code(self, weight: np.ndarray, format: Format) -> Coded:
+    def code(self, weight: np.ndarray, format: Format, drift: np.ndarray | None = None) -> Coded:
+        """`drift` [k, k]: D, None where inputs are those of the float network."""
         weight = checked(weight, format)
         if format.group not in self._shared:
             hessian = checked_hessian(self.hessian, weight.shape[1])
             self._shared = {format.group: _Shared.of(hessian, format, self.options)}
-        walk = _Walk(format, self.options, self._shared[format.group])
-        parts = [walk.rows(weight[begin : begin + ROWS]) for begin in range(0, len(weight), ROWS)]
+        walk, parts = _Walk(format, self.options, self._shared[format.group]), []
+        for begin in range(0, len(weight), ROWS):
+            rows = weight[begin : begin + ROWS]
+            parts.append(walk.rows(rows if drift is None else walk.aimed(rows, drift)))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return Coded(format, (weight.shape[0], weight.shape[1]), joined)
 
@@ -110,6 +124,10 @@ class _Shared:
         damped[np.diag_indices_from(damped)] += np.float32(options.damping)
         return _Shared(damped, factor, blocks)
 
+    @property
+    def order(self) -> np.ndarray:
+        return np.concatenate([block.columns for block in self.blocks])
+
 
 @dataclass(frozen=True)
 class _Walk:
@@ -135,9 +153,15 @@ class _Walk:
             return best
         return {name: _rows(worse, rounded.arrays[name], best[name]) for name in best}
 
+    def aimed(self, weight: np.ndarray, drift: np.ndarray) -> np.ndarray:
+        """Weights that make good a share of what earlier layers cost."""
+        order, factor = self.shared.order, self.shared.factor
+        change = np.empty_like(weight)
+        change[:, order] = (weight @ drift)[:, order] @ factor.T @ factor
+        return weight + self.options.regain * change
+
     def walk(self, weight: np.ndarray, state: State) -> None:
-        order = np.concatenate([block.columns for block in self.shared.blocks])
-        left = weight[:, order]
+        left = weight[:, self.shared.order]
         begin = 0
         for block in self.shared.blocks:
             end = begin + len(block.columns)
