@@ -109,6 +109,28 @@ def test_a_softmax_of_infinities_alone_is_not_a_number() -> None:
         np.testing.assert_allclose(found[name], want, atol=1e-6)
 
 
+def test_what_is_not_a_number_stays_so() -> None:
+    b = GraphBuilder("nan")
+    x, z, w = b.input("x", (1, 4, 4, 19)), b.input("z", (1, 4, 4, 19)), b.param("w", np.eye(19, dtype="f"))
+    acts = ("silu", "tanh", "sigmoid", "gelu", "hard_sigmoid", "hard_swish", "leaky_relu", "clip")
+    found = [b.add("linear", [x, w], act=act, **({"lo": 0.0} if act == "clip" else {})) for act in acts]
+    found += [b.add(op, [x]) for op in ("exp", "erf", "abs")]
+    found += [b.add(op, [x, z]) for op in ("maximum", "minimum")]
+    found += [b.add("reduce_max", [x], axes=(axis,)) for axis in (1, 3)]
+    found += [b.add("softmax", [x], axis=axis) for axis in (1, 3)]
+    found += [b.add("max_pool2d", [x], kernel=(3, 3), strides=(1, 1), layout="NHWC")]
+    graph = b.finish(found)
+    rng = np.random.default_rng(8)
+    feeds = {n: rng.normal(size=(1, 4, 4, 19)).astype(np.float32) for n in "xz"}
+    feeds["x"][0, 1, 2, ::6], feeds["z"][0, 0, :, 17] = np.nan, np.nan
+    with build(graph, HERE) as artifact:
+        got = artifact.run(**feeds)
+    for name, want in run_reference(graph, feeds).items():
+        # A product with the identity spreads them over its row.
+        assert np.isnan(want).any() and np.array_equal(np.isnan(got[name]), np.isnan(want)), name
+        np.testing.assert_allclose(got[name], want, atol=2e-6)
+
+
 def test_exp_over_its_whole_range() -> None:
     x = np.concatenate([np.linspace(-110, 95, 997), [-np.inf, np.inf, 0.0, 88.0, 88.7, 88.75, -87.3]])
     b = GraphBuilder("exp")

@@ -79,7 +79,7 @@ class _Block:
         s = self.spec
         largest = s.kind == "max"
         self.start(-math.inf if largest else 0.0)
-        combine = emit.vmax if largest else lambda a, b: a + b
+        combine = emit.larger if largest else lambda a, b: a + b
         self.every(lambda v, value, at, valid: self.put(v, combine(self.get(v), value)))
         to = self.outer * s.inner + self.column
         for v in range(self.vectors):

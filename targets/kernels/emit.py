@@ -63,11 +63,36 @@ def store(buffer: Any, index: Any, value: Any, lanes: int = 1) -> None:
 
 
 def vmax(a: Any, b: Any) -> Any:
-    return max(a, b) if isinstance(a, int) and isinstance(b, int) else ib.max(a, b)
+    """The larger; of floats `a` where it is not a number, and also where `b` is not: x86's instruction gives
+    its second operand then. So clamping passes on what is not a number when the bound stands second."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else ib.max(*_instruction(a, b))
 
 
 def vmin(a: Any, b: Any) -> Any:
-    return min(a, b) if isinstance(a, int) and isinstance(b, int) else ib.min(a, b)
+    """The smaller, as vmax."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else ib.min(*_instruction(a, b))
+
+
+def _instruction(a: Any, b: Any) -> tuple[Any, Any]:
+    """Floats in the instruction's order; integers as they are, for TVM's simplifier fails on some others."""
+    kind = (b if isinstance(a, int) else a).ty.dtype
+    return (b, a) if "float" in str(kind) else (a, b)
+
+
+def larger(a: Any, b: Any) -> Any:
+    """The larger of two floats, not a number where either is not: vmax both ways round, and the bits of both,
+    which are equal but for that (and for zeros' signs)."""
+    return _either(vmax(a, b), vmax(b, a))
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller, as larger."""
+    return _either(vmin(a, b), vmin(b, a))
+
+
+def _either(a: Any, b: Any) -> Any:
+    lanes = tvm.DataType(a.ty.dtype).lanes
+    return bits(ib.bitwise_or(bits(a, "int32", lanes), bits(b, "int32", lanes)), "float32", lanes)
 
 
 WRAPPED = {

@@ -74,7 +74,7 @@ class Epilogue:
         if residual is not None:
             f = f + real(residual, self.residual, self.r_scale, self.r_zero, lanes)
             if self.narrow and self.residual == "float32":  # which may be any number
-                f = emit.vmin(f, emit.splat(LARGE, "float32", lanes))
+                f = emit.vmin(emit.splat(LARGE, "float32", lanes), f)
         return f
 
     def activated(self, acc: Any, scale: Any, residual: Any, lanes: int) -> Any:
@@ -225,7 +225,7 @@ def quantise(f: Any, spec: Any, lanes: int) -> Any:
     if spec.y_inv != 1.0:
         f = f * emit.splat(spec.y_inv, "float32", lanes)
     if not within(spec):
-        f = emit.vmax(f, emit.splat(float(-spec.y_zero), "float32", lanes))
-        f = emit.vmin(f, emit.splat(float(255 - spec.y_zero), "float32", lanes))
+        f = emit.vmax(emit.splat(float(-spec.y_zero), "float32", lanes), f)
+        f = emit.vmin(emit.splat(float(255 - spec.y_zero), "float32", lanes), f)
     rounded = emit.bits(f + emit.splat(emit.MAGIC, "float32", lanes), "int32", lanes)
     return emit.cast(rounded - emit.splat(emit.MAGIC_BITS - spec.y_zero, "int32", lanes), "uint8", lanes)

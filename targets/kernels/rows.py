@@ -116,7 +116,7 @@ class _Row:
         emit.store(self.buffers["y"], index, total)
 
     def max(self, index: Any) -> None:
-        emit.store(self.buffers["y"], index, self.over(lambda v: v, -math.inf, emit.vmax))
+        emit.store(self.buffers["y"], index, self.over(lambda v: v, -math.inf, emit.larger))
 
     # What they are made of
 
@@ -138,7 +138,7 @@ class _Row:
         lanes, whole, rest = self.spec.lanes, self.spec.n // self.spec.lanes, self.spec.n % self.spec.lanes
         chains = min(CHAINS, max(1, whole))
         acc = emit.local(chains, emit.vector("float32", lanes))
-        start = -math.inf if combine is emit.vmax else 0.0
+        start = 0.0 if combine is _add else -math.inf
         for c in range(chains):
             emit.store(acc, c, emit.splat(start, "float32", lanes))
 

@@ -110,8 +110,9 @@ def _log_sum_exp(c: Converter, node: OnnxNode) -> Result:
         return nothing
     if not axes:
         return x
-    finite = c.scalar(node, "least", -3e38, x)
-    top = c.emit(node, "maximum", [c.emit(node, "reduce_max", [x], "max", axes=axes), finite], "top")
+    least, most = (c.scalar(node, name, value, x) for name, value in (("least", -3e38), ("most", 3e38)))
+    top = c.emit(node, "maximum", [c.emit(node, "reduce_max", [x], "max", axes=axes), least], "above")
+    top = c.emit(node, "minimum", [top, most], "top")
     grown = c.emit(node, "exp", [c.emit(node, "sub", [x, top], "shifted")], "exp")
     total = c.emit(node, "log", [c.emit(node, "reduce_sum", [grown], "total", axes=axes)], "log")
     y = c.emit(node, "add", [top, total], "" if keepdims else "kept")

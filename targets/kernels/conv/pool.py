@@ -42,6 +42,7 @@ def emit_pool(spec: PoolSpec, name: str) -> Any:
 
     def pixel(x: Any, y: Any, image: Any, row: Any, col: Any, block: Any, valid: int) -> None:
         acc = emit.local(1, emit.vector(wide, spec.lanes))
+        larger = emit.larger if wide == "float32" else emit.vmax
         empty: float | int = 0.0 if spec.kind == "avg" else (0 if wide == "int32" else -math.inf)
         emit.store(acc, 0, emit.splat(empty, wide, spec.lanes))
         top, left = row * spec.strides[0] - spec.pads[0], col * spec.strides[1] - spec.pads[1]
@@ -52,7 +53,7 @@ def emit_pool(spec: PoolSpec, name: str) -> Any:
             value = load_part(x, spec.dtype, at, spec.lanes, valid)
             value = emit.cast(value, wide, spec.lanes) if wide != spec.dtype else value
             old = emit.load(acc, 0)
-            emit.store(acc, 0, emit.vmax(old, value) if spec.kind == "max" else old + value)
+            emit.store(acc, 0, larger(old, value) if spec.kind == "max" else old + value)
 
         rows = _bounds(top, spec.h, spec.kernel[0], spec.dilations[0])
         cols = _bounds(left, spec.w, spec.kernel[1], spec.dilations[1])
