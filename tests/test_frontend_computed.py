@@ -23,6 +23,18 @@ CASES = [
 ]
 
 
+def transposed(x, w, bias=(), **attrs):
+    shapes = {"x": x, "w": w, **({"b": bias} if bias else {})}
+    return Case("ConvTranspose", "x w b" if bias else "x w", shapes, {}, attrs)
+
+
+CASES += [
+    transposed((2, 4, 5, 6), (4, 3, 3, 2), strides=[2, 3], pads=[1, 0, 0, 1], output_padding=[1, 2]),
+    transposed((1, 4, 5, 4), (4, 3, 3, 2), (6,), group=2, dilations=[2, 1], strides=[3, 1]),
+    transposed((1, 4, 9), (4, 3, 4), strides=[2], auto_pad="SAME_UPPER"),
+]
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_computed_weight_agrees_with_onnxruntime(case):
     assert not compare(case.proto(), case.feeds(), atol=2e-5).differences

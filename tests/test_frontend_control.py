@@ -42,16 +42,27 @@ def test_a_condition_on_the_shape_chooses_the_branch(size, op):
     assert [n.op for n in found.graph.nodes] == [op]
 
 
-def test_a_condition_that_is_an_input_needs_its_value():
-    proto = model(chosen([node("Identity", "flag", "c")]), SHAPES)
+def with_flag(nodes):
+    proto = model(nodes, SHAPES)
     flag = proto.graph.input.add(name="flag")
     flag.type.CopyFrom(helper.make_tensor_type_proto(BOOL, ()))
+    return proto
+
+
+def test_a_condition_that_is_an_input_chooses_of_both_branches():
+    proto = with_flag(chosen([node("Identity", "flag", "c")]))
+    for value, op in ((True, "add"), (False, "mul")):
+        assert not compare(proto, {**X, "flag": np.array(value)}).differences
+        assert [n.op for n in load_model(proto, constants={"flag": value}).nodes] == [op]
+
+
+def test_branches_of_different_shapes_need_the_condition():
+    other = graph([node("ReduceSum", "x", "z")], outputs=[("z", FLOAT, (1, 1))])
+    proto = with_flag([node("If", "flag", then_branch=branch("Add", 1), else_branch=other)])
     with pytest.raises(
-        UnsupportedError, match=r"(?s)condition must be constant.*constants=\{'flag': \.\.\.\}"
+        UnsupportedError, match=r"(?s)\[2, 3\], the other \[1, 1\]\) must be.*constants=\{'flag': \.\.\.\}"
     ):
         load_model(proto)
-    for value, op in ((True, "add"), (False, "mul")):
-        assert [n.op for n in load_model(proto, constants={"flag": value}).nodes] == [op]
 
 
 def body(nodes, state=("v", FLOAT, (2, 3)), more=(), going="going", weights=None):

@@ -24,6 +24,7 @@ class Host(Protocol):
     converter: Converter
     read: set[str]
     lost: set[str]
+    sequences: dict[str, tuple[str, ...]]
 
     def add_node(self, proto: Any) -> None: ...
 
@@ -42,31 +43,56 @@ def expand(host: Host, proto: Any, opset: int) -> bool:
     return True
 
 
-def _attributes(proto: Any) -> dict[str, Any]:
+def attributes(proto: Any) -> dict[str, Any]:
     import onnx
 
     return {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
 
 
-def _known(host: Host, name: str, what: str) -> Any:
-    """The number that a value holds. Raises ValueNeeded when it is computed at run time."""
+def known(host: Host, name: str, what: str, whole: bool = False) -> Any:
+    """The number (or all numbers) that a value holds. Raises ValueNeeded when it is computed at run time."""
     array = host.converter.constants.get(name)
     if array is None:
         raise ValueNeeded(name, what)
-    return array.reshape(-1)[0].item()
+    return array if whole else array.reshape(-1)[0].item()
 
 
 def _if(host: Host, proto: Any) -> None:
-    taken = "then_branch" if _known(host, proto.input[0], "condition") else "else_branch"
-    made = _run(host, _attributes(proto)[taken], {}, f"{proto.output[0]}.")
-    _name_results(host, proto.output, made)
+    condition = host.converter.constants.get(proto.input[0])
+    if condition is None:
+        _either(host, proto)
+        return
+    taken = "then_branch" if condition.reshape(-1)[0] else "else_branch"
+    made = _run(host, attributes(proto)[taken], {}, f"{proto.output[0]}.")
+    name_results(host, proto.output, made)
+
+
+def _either(host: Host, proto: Any) -> None:
+    """Both branches, of which data chooses. None has an effect but its results."""
+    import onnx
+
+    condition, attrs, first = proto.input[0], attributes(proto), proto.output[0]
+    both = [_run(host, attrs[f"{way}_branch"], {}, f"{first}.{way}.") for way in ("then", "else")]
+    if any(name in host.lost or name in host.sequences for name in (condition, *both[0], *both[1])):
+        host.lost.update(proto.output)
+        raise ValueNeeded(condition, "condition")
+    for pair in zip(*both, strict=True):
+        shapes = [shape_of(host, name) for name in pair]
+        if shapes[0] != shapes[1]:
+            wanted = f"condition (one branch makes {list(shapes[0])}, the other {list(shapes[1])})"
+            raise ValueNeeded(condition, wanted)
+    host.read |= {f"{first}.condition", *proto.output}
+    scalar = constant(host, f"{first}.scalar", np.zeros(0, np.int64))
+    host.add_node(onnx.helper.make_node("Reshape", [condition, scalar], [f"{first}.condition"]))
+    for name, chosen in zip(proto.output, zip(*both, strict=True), strict=True):
+        host.add_node(onnx.helper.make_node("Where", [f"{first}.condition", *chosen], [name]))
 
 
 def _loop(host: Host, proto: Any) -> None:
-    body = _attributes(proto)["body"]
+    body = attributes(proto)["body"]
     trips, condition, *values = (*proto.input, "", "")[: max(len(proto.input), 2)]
-    limit = _known(host, trips, "number of rounds") if trips else None
-    going = _known(host, condition, "condition") if condition else True
+    limit = known(host, trips, "number of rounds") if trips else None
+    going = known(host, condition, "condition") if condition else True
     _refuse_long(body, limit or 0)
     stacks: list[list[str]] = [[] for _ in body.output[1 + len(values) :]]
     turn = 0
@@ -74,8 +100,8 @@ def _loop(host: Host, proto: Any) -> None:
         _refuse_long(body, turn)
         prefix = f"{next(filter(None, proto.output))}.{turn}."
         inputs = [
-            _constant(host, f"{prefix}turn", np.array(turn, np.int64)),
-            _constant(host, f"{prefix}going", np.array(True)),
+            constant(host, f"{prefix}turn", np.array(turn, np.int64)),
+            constant(host, f"{prefix}going", np.array(True)),
         ]
         names = [value.name for value in body.input]
         made = _run(host, body, dict(zip(names, [*inputs, *values], strict=True)), prefix)
@@ -83,23 +109,23 @@ def _loop(host: Host, proto: Any) -> None:
         for stack, value in zip(stacks, made[1 + len(values) :], strict=True):
             stack.append(value)
         turn += 1
-        going = _known(host, made[0], "condition to go on")
+        going = known(host, made[0], "condition to go on")
         if not (condition or going):
             raise UnsupportedForm(
                 "no condition but a body that ends it, which ONNX Runtime obeys and ONNX not"
             )
     ends = proto.output[: len(values)]
-    _name_results(host, ends, values[: len(ends)])
+    name_results(host, ends, values[: len(ends)])
     for name, stack in zip(proto.output[len(values) :], stacks, strict=False):
-        _stack(host, name, stack, 0)
+        stack_values(host, name, stack, 0)
 
 
 def _scan(host: Host, proto: Any) -> None:
-    attrs = _attributes(proto)
+    attrs = attributes(proto)
     body, count = attrs["body"], int(attrs["num_scan_inputs"])
     states, sequences = list(proto.input[:-count]), list(proto.input[-count:])
     outputs = len(body.output) - len(states)
-    shapes = [_shape(host, name) for name in sequences]
+    shapes = [shape_of(host, name) for name in sequences]
     axes = [a % len(s) for a, s in zip(attrs.get("scan_input_axes", [0] * count), shapes, strict=True)]
     length = shapes[0][axes[0]]
     _refuse_long(body, length)
@@ -108,7 +134,7 @@ def _scan(host: Host, proto: Any) -> None:
     for turn in range(length):
         prefix = f"{next(filter(None, proto.output))}.{turn}."
         elements = [
-            _element(host, name, axis, length - 1 - turn if back else turn, f"{prefix}in{i}")
+            element(host, name, axis, length - 1 - turn if back else turn, f"{prefix}in{i}")
             for i, (name, axis, back) in enumerate(zip(sequences, axes, backwards, strict=True))
         ]
         names = [value.name for value in body.input]
@@ -116,11 +142,11 @@ def _scan(host: Host, proto: Any) -> None:
         states = made[: len(states)]
         for stack, value in zip(stacks, made[len(states) :], strict=True):
             stack.append(value)
-    _name_results(host, proto.output[: len(states)], states)
+    name_results(host, proto.output[: len(states)], states)
     ends = attrs.get("scan_output_directions", [0] * outputs)
     places = attrs.get("scan_output_axes", [0] * outputs)
     for name, stack, back, axis in zip(proto.output[len(states) :], stacks, ends, places, strict=False):
-        _stack(host, name, stack[::-1] if back else stack, axis)
+        stack_values(host, name, stack[::-1] if back else stack, axis)
 
 
 _RULES: dict[str, Callable[[Host, Any], None]] = {"If": _if, "Loop": _loop, "Scan": _scan}
@@ -139,7 +165,7 @@ def _run(host: Host, graph: Any, bound: Mapping[str, str], prefix: str) -> list[
     """
     names = dict(bound)
     for tensor in graph.initializer:
-        names[tensor.name] = _constant(host, prefix + tensor.name, to_array(tensor))
+        names[tensor.name] = constant(host, prefix + tensor.name, to_array(tensor))
     names.update((out, prefix + out) for node in graph.node for out in node.output if out)
     nodes = [_renamed(node, names) for node in graph.node]
     results = [names.get(value.name, value.name) for value in graph.output]
@@ -186,38 +212,40 @@ def _rename_graph(graph: Any, names: Mapping[str, str]) -> None:
         value.name = outer.get(value.name, value.name)
 
 
-def _constant(host: Host, name: str, array: np.ndarray) -> str:
+def constant(host: Host, name: str, array: np.ndarray) -> str:
     host.converter.constants[name] = array
     return name
 
 
-def _name_results(host: Host, names: Sequence[str], made: Sequence[str]) -> None:
+def name_results(host: Host, names: Sequence[str], made: Sequence[str]) -> None:
     """What a control flow node calls its results."""
     for name, value in zip(names, made, strict=True):
         if value in host.lost:
             host.lost.add(name)
+        elif value in host.sequences:
+            host.sequences[name] = host.sequences[value]
         elif name and value in host.converter.constants:
             host.converter.constants[name] = host.converter.constants[value]
         elif name:
             host.converter.values[name] = host.converter.values[value]
 
 
-def _shape(host: Host, name: str) -> tuple[int, ...]:
+def shape_of(host: Host, name: str) -> tuple[int, ...]:
     constant = host.converter.constants.get(name)
     return host.converter.type(host.converter.values[name]).shape if constant is None else constant.shape
 
 
-def _element(host: Host, name: str, axis: int, index: int, made: str) -> str:
+def element(host: Host, name: str, axis: int, index: int, made: str) -> str:
     """Element `index` of a sequence along an axis, which is dropped."""
     import onnx
 
-    place = _constant(host, f"{made}.index", np.array(index, np.int64))
+    place = constant(host, f"{made}.index", np.array(index, np.int64))
     host.read |= {made}
     host.add_node(onnx.helper.make_node("Gather", [name, place], [made], axis=axis))
     return made
 
 
-def _stack(host: Host, name: str, values: Sequence[str], axis: int) -> None:
+def stack_values(host: Host, name: str, values: Sequence[str], axis: int) -> None:
     """The results of all rounds along a new axis."""
     import onnx
 
@@ -227,15 +255,15 @@ def _stack(host: Host, name: str, values: Sequence[str], axis: int) -> None:
         return
     if not values:
         raise UnsupportedForm("no round runs, so what its rounds make is empty")
-    shape = _shape(host, values[0])
-    if any(_shape(host, value) != shape for value in values):
+    shape = shape_of(host, values[0])
+    if any(shape_of(host, value) != shape for value in values):
         raise UnsupportedForm("its rounds make values of different shapes")
     at = axis % (len(shape) + 1)
     target = np.array((*shape[:at], 1, *shape[at:]), np.int64)
     rows = []
     for i, value in enumerate(values):
         rows.append(f"{name}.row{i}")
-        wanted = _constant(host, f"{name}.row{i}.shape", target)
+        wanted = constant(host, f"{name}.row{i}.shape", target)
         host.read |= {rows[-1], name}
         host.add_node(onnx.helper.make_node("Reshape", [value, wanted], [rows[-1]]))
     host.add_node(onnx.helper.make_node("Concat", rows, [name], axis=at))

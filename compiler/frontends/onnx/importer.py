@@ -6,7 +6,7 @@ Everything that cannot be converted is collected on the way and reported in one 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from ...errors import InternalError, ModelError, UnsupportedError
 from ...ir import DTYPES, Graph, TensorType
 from ...ops import OPS, TypeRuleError
 from .constants import bind_inputs, sources
-from .control import expand
+from .control import Host, expand
 from .converter import (
     Converter,
     OnnxNode,
@@ -31,11 +31,8 @@ from .inline import inline_definitions
 from .names import MACHINE_MADE, layer_names, value_names, weight_name
 from .ops import KNOWN, RULES, hint_of
 from .optimise import optimized
-from .read import (
-    graphs_of,
-    read_onnx,
-    to_array,
-)
+from .read import graphs_of, read_onnx, to_array
+from .sequences import on_sequences
 from .shapes import (
     Shapes,
     example_shapes,
@@ -138,13 +135,15 @@ def _type(value: Any) -> TensorType | None:
 
 @dataclass
 class _Import:
-    """One pass over the nodes. `lost`: values that could not be made and have no known type."""
+    """One pass over the nodes. `lost`: values that could not be made and have no known type; `sequences`: the
+    elements of each."""
 
     model: Any
     label: str
     names: Mapping[str, str]
     converter: Converter
     lost: set[str] = field(default_factory=set)
+    sequences: dict[str, tuple[str, ...]] = field(default_factory=dict)
     problems: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (operator, hint) -> node names
     taken: set[str] = field(default_factory=set)
     weights: set[str] = field(default_factory=set)
@@ -188,15 +187,17 @@ class _Import:
         node = self._plain(proto)
         if not any(node.outputs):
             return
-        if not self._fold(node, proto) and not self._expand(node, proto) and not self._apply(node):
+        if self._expand(on_sequences, node, proto) or self._fold(node, proto):
+            return
+        if not self._expand(expand, node, proto) and not self._apply(node):
             for name in filter(None, node.outputs):
                 self._replace(name)
 
-    def _expand(self, node: OnnxNode, proto: Any) -> bool:
-        """Convert control flow whose way is known. False when it is left to be reported."""
+    def _expand(self, rule: Callable[[Host, Any, int], bool], node: OnnxNode, proto: Any) -> bool:
+        """Convert control flow whose way is known, or sequences. False when it is none."""
         try:
             with self._sensible(node):
-                return expand(self, proto, node.opset)
+                return rule(self, proto, node.opset)
         except UnsupportedForm as problem:
             self._refuse(node, problem)
             self.lost.update(filter(None, proto.output))

@@ -205,6 +205,20 @@ def _check(model: Any, label: str) -> None:
     if not model.graph.output:
         raise ModelError(f"{label}: the graph has no outputs")
     _check_outputs(model.graph, label)
+    _check_kinds(model.graph, label)
+
+
+def _check_kinds(graph: Any, label: str) -> None:
+    """Sequences inside of a model are known by their elements (sequences.py); those outside are not."""
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if kind not in (None, "tensor_type"):
+                name = kind.removesuffix("_type").replace("_", " ")
+                raise UnsupportedError(
+                    f"{label}: {what} {value.name!r} is of the kind {name}; bitsmith takes and gives "
+                    "tensors: export a model with one for each element"
+                )
 
 
 @contextmanager

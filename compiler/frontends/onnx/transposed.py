@@ -20,6 +20,7 @@ from .converter import (
     Result,
     Rule,
     UnsupportedForm,
+    ValueNeeded,
 )
 from .window import flat, plane
 
@@ -102,12 +103,15 @@ def _phases(weight: np.ndarray, groups: int, axes: list[_Axis]) -> np.ndarray:
 
 
 def _conv_transpose(c: Converter, node: OnnxNode) -> Result:
-    weight = c.known(node, 1, "weight")
-    kernel, sizes = weight.shape[2:], c.type(c.value(node)).shape[2:]
+    weight = c.constant(node, 1)
+    shape = weight.shape if weight is not None else c.type(c.value(node, 1)).shape
+    kernel, sizes = shape[2:], c.type(c.value(node)).shape[2:]
     if len(kernel) != len(sizes) or node.get_ints("kernel_shape", kernel) != kernel:
         raise UnsupportedForm(f"a kernel of {list(kernel)} on {len(sizes)}-D data")
-    bias = c.known(node, 2, "bias") if node.has_input(2) else None
     axes = _axes(c, node, sizes, kernel)
+    if weight is None or (node.has_input(2) and c.constant(node, 2) is None):
+        return _computed(c, node, axes)
+    bias = c.constant(node, 2)
     if len(axes) == 3:
         return _volume(c, node, weight, bias, axes)
     x, _ = plane(c, node)
@@ -115,6 +119,44 @@ def _conv_transpose(c: Converter, node: OnnxNode) -> Result:
         weight, axes = weight[:, :, None], [_Axis(1, 1, 1, 1, 1, 0), *axes]
     y = _plane(c, node, x, weight, bias, axes, "" if len(sizes) == 2 else "pixels")
     return flat(c, node, y, len(sizes))
+
+
+def _computed(c: Converter, node: OnnxNode, axes: list[_Axis]) -> str:
+    """With a weight that is computed: what each pixel of the result reads becomes a column, zeros included,
+    and each group of channels a product with it.
+    """
+    if len(axes) == 3:
+        raise ValueNeeded(node.inputs[1], "weight, for 3-D data,")
+    x, _ = plane(c, node)
+    n, channels, high, wide = c.type(x).shape
+    groups, per_group = node.get_int("group", 1), c.type(c.value(node, 1)).shape[1]
+    pixels = c.reshape(node, x, (n, channels, high * wide), "pixels")
+    pixels = c.emit(node, "pad", [pixels], "pixels.zero", before=(0,) * 3, after=(0, 0, 1))
+    planar = axes if len(axes) == 2 else [_Axis(1, 1, 1, 1, 1, 0), *axes]
+    (rows, no_row), (columns, no_column) = (_sources(axis) for axis in planar)
+    index = rows[:, None, :, None] * wide + columns[None, :, None, :]
+    index = np.where(no_row[:, None, :, None] | no_column[None, :, None, :], high * wide, index)
+    taps, outs = len(rows) * len(columns), [axis.out for axis in planar]
+    table = c.param(c.derived(f"{node.output}.taps"), index.reshape(taps, -1))
+    read = c.emit(node, "gather", [pixels, table], "columns", axis=2)
+    deep = channels // groups
+    read = c.reshape(node, read, (n, groups, deep * taps, index[0, 0].size), "columns.groups")
+    weight = c.reshape(node, c.value(node, 1), (groups, deep, per_group, taps), "weight.groups")
+    weight = c.emit(node, "transpose", [weight], "weight.rows", perm=(0, 2, 1, 3))
+    weight = c.reshape(node, weight, (1, groups, per_group, deep * taps), "weight.product")
+    y = c.emit(node, "matmul", [weight, read], "product")
+    y = c.reshape(node, y, (n, groups * per_group, *outs), "planes")
+    if node.has_input(2):
+        bias = c.reshape(node, c.value(node, 2), (groups * per_group, 1, 1), "bias.column")
+        y = c.emit(node, "add", [y, bias], "biased")
+    return flat(c, node, y, len(axes))
+
+
+def _sources(axis: _Axis) -> tuple[np.ndarray, np.ndarray]:
+    """[taps, out]: which of x a tap reads for each of the result, and whether it reads none."""
+    places = np.arange(axis.out) + axis.begin - axis.dilation * np.arange(axis.kernel)[:, None]
+    source, left = np.divmod(places, axis.stride)
+    return source, (left != 0) | (source < 0) | (source >= axis.size)
 
 
 def _plane(
