@@ -26,7 +26,7 @@ def one_graph(graph: object, verb: str) -> Graph:
         return graph
     raise InputError(
         f"{verb} takes one graph, not a {type(graph).__name__}: give it what `load` returns for one shape; "
-        "`compile` takes several"
+        "`compile` takes several, also with the plan that a search for one of them found"
     )
 
 

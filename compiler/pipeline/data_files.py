@@ -98,7 +98,8 @@ def parse_shapes(options: Sequence[str]) -> Sizes | None:
     if len(found) > 1:
         raise InputError(
             "--shape with several sizes compiles them into one artifact: only `bitsmith compile` takes that. "
-            "Give one size here"
+            "Give one size here; the plan that a search finds for it (plan.json) fits all: compile them with "
+            "--plan"
         )
     return found[0] or None
 
