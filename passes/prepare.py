@@ -23,6 +23,7 @@ from .fuse_quantised import fuse_quantised
 from .fuse_residuals import fuse_residuals
 from .layout import move_channels_last
 from .lift_pointwise import lift_pointwise
+from .lift_rows import lift_rows
 from .pass_base import Pass, run_passes
 from .recognise_activations import recognise_activations
 from .recognise_gelu import recognise_gelu
@@ -37,6 +38,7 @@ PASSES = (
     Pass("simplify moves", simplify_moves),
     Pass("common subexpressions", merge_common_subexpressions),
     Pass("recognise norms", recognise_norms),
+    Pass("lift rows", lift_rows),
     # 2. arithmetic into weights
     Pass("lift over blocks", lift_pointwise),
     Pass("batch norm", fold_batch_norms),

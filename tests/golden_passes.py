@@ -28,6 +28,7 @@ from bitsmith.passes.fuse_quantised import fuse_quantised
 from bitsmith.passes.fuse_residuals import fuse_residuals
 from bitsmith.passes.layout import move_channels_last
 from bitsmith.passes.lift_pointwise import lift_pointwise
+from bitsmith.passes.lift_rows import lift_rows
 from bitsmith.passes.recognise_activations import recognise_activations
 from bitsmith.passes.recognise_gelu import recognise_gelu
 from bitsmith.passes.recognise_norms import recognise_norms
@@ -50,6 +51,7 @@ PASSES = {
     "fuse_residuals": fuse_residuals,
     "layout": move_channels_last,
     "lift_pointwise": lift_pointwise,
+    "lift_rows": lift_rows,
     "recognise_activations": recognise_activations,
     "recognise_gelu": recognise_gelu,
     "recognise_norms": recognise_norms,
