@@ -99,5 +99,5 @@ def test_what_is_not_known_is_refused(nodes, message):
 def test_a_sequence_as_output_is_refused():
     proto = model([node("SequenceConstruct", "x x", "y")], {"x": (4, 7)})
     proto.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("y", 1, None))
-    with pytest.raises(UnsupportedError, match="'y' is of the kind sequence"):
+    with pytest.raises(UnsupportedError, match="'y' is not a tensor but of the kind sequence"):
         load_model(proto)

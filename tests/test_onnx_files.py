@@ -332,20 +332,22 @@ def test_deeply_nested_graphs():
         graph = helper.make_graph([inner], "level", [], result)
     proto = model([], {"x": (1,)})
     proto.graph.node.extend([node("Cast", "x", "c", to=TensorProto.BOOL), *graph.node])
-    assert "If x 1" in refused(proto, UnsupportedError)
+    graph = load_model(proto)
+    assert [n.op for n in graph.nodes].count("where") == 25
 
 
 def test_control_flow_is_reported_with_its_hint():
-    branch = helper.make_graph(
-        [node("Neg", "x", "b")], "branch", [], [helper.make_tensor_value_info("b", 1, [2])]
+    branch, other = (
+        helper.make_graph([made], "branch", [], [helper.make_tensor_value_info("b", 1, None)])
+        for made in (node("Neg", "x", "b"), node("ReduceSum", "x", "b"))
     )
     nodes = [
         node("ReduceSum", "x", "s", keepdims=0),
         node("Greater", "s zero", "c"),
-        helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=other),
     ]
     message = refused(model(nodes, {"x": (2,)}, weights={"zero": np.array(0, np.float32)}), UnsupportedError)
-    assert "If x 1: its condition must be constant" in message
+    assert "If x 1: its condition (one branch makes [2], the other [1]) must be constant" in message
 
 
 def test_a_model_whose_outputs_are_constant():

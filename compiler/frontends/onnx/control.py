@@ -181,9 +181,8 @@ def _read(nodes: Sequence[Any]) -> Iterator[str]:
         yield from node.input
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                for graph in graphs_of(attribute.g):
-                    yield from _read(graph.node)
-                    yield from (value.name for value in graph.output)
+                yield from _read(attribute.g.node)
+                yield from (value.name for value in attribute.g.output)
 
 
 def _renamed(node: Any, names: Mapping[str, str]) -> Any:

@@ -216,8 +216,7 @@ def _check_kinds(graph: Any, label: str) -> None:
             if kind not in (None, "tensor_type"):
                 name = kind.removesuffix("_type").replace("_", " ")
                 raise UnsupportedError(
-                    f"{label}: {what} {value.name!r} is of the kind {name}; bitsmith takes and gives "
-                    "tensors: export a model with one for each element"
+                    f"{label}: {what} {value.name!r} is not a tensor but of the kind {name}"
                 )
 
 
