@@ -25,9 +25,11 @@ from .scan import (
     rewrite,
     slim,
 )
-from .storage import moves
+from .storage import alike, moves
 
 LAYERS = ("conv2d", "linear")
+PIXELS = ((1, 2), (2, 3))
+"""The axes of an image, in either layout, whose mean is taken from codes."""
 
 
 def fuse_quantised(graph: Graph) -> Graph:
@@ -74,6 +76,8 @@ def _stored(scan: Scan, node: Node) -> Node:
     producer = scan.sole_producer(node.inputs[0])
     if producer is None or producer.op not in (*LAYERS, "add") or producer.type.dtype != "float32":
         return node
+    if producer.op == "add" and not alike(producer, scan.types):
+        return node
     inverse = _f32(1.0 / float(node.attrs["y_scale"]))  # type: ignore[arg-type]
     attrs: dict[str, AttrValue] = {**producer.attrs, "out_dtype": "uint8", "y_zero": node.attrs["y_zero"]}
     inputs = producer.inputs
@@ -113,11 +117,11 @@ def _in_units(scan: Scan, producer: Node, inverse: float) -> tuple[tuple[str, ..
 
 
 def _real_operands(scan: Scan, node: Node) -> Node:
-    """A sum that reads codes. Operands that broadcast are left to float32: the kernel adds equal shapes."""
+    """A sum that reads codes."""
     inputs, attrs = list(node.inputs), dict(node.attrs)
-    for i, which in enumerate("ab"):
+    for i, which in enumerate("ab") if alike(node, scan.types) else ():
         source = _source(scan, inputs[i])
-        if source is None or scan.types[inputs[i]].shape != node.type.shape:
+        if source is None:
             continue
         inputs[i] = source.inputs[0]
         factor = float(attr(node, f"{which}_scale"))
@@ -130,7 +134,8 @@ def _real_operands(scan: Scan, node: Node) -> Node:
 
 def _real_mean(scan: Scan, node: Node) -> Node:
     source = _source(scan, node.inputs[0])
-    if source is None:
+    pixels = len(scan.types[node.inputs[0]].shape) == 4 and tuple(sorted(attr(node, "axes"))) in PIXELS
+    if source is None or not pixels:
         return node
     attrs = {**node.attrs, **{key: source.attrs[key] for key in ("x_scale", "x_zero")}}
     return scan.make(node.name, "reduce_mean", source.inputs, node.output, attrs)

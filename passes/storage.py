@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..compiler.calibrate import Ranges
-from ..compiler.ir import Graph, Node
+from ..compiler.ir import Graph, Node, TensorType
 from ..compiler.plan import FREE_OPS, Plan, free_layers_of
 from .quantise import QParams, qparams
 from .scan import attr
 
 MOVING = ("max_pool2d", "reshape", "transpose", "slice", "concat", "resize", "pad", "depth_to_space")
 WRITERS = (*FREE_OPS, "add")
-READERS = ("add", "reduce_mean")
+PIXELS = (1, 2)
+"""The axes of an image whose mean is taken from uint8."""
 
 
 def moves(node: Node) -> bool:
@@ -27,6 +28,13 @@ def moves(node: Node) -> bool:
     if node.op == "resize":
         return bool(attr(node, "mode") == "nearest")
     return node.op in MOVING and (node.op != "pad" or attr(node, "mode") != "constant")
+
+
+def alike(node: Node, types: Mapping[str, TensorType]) -> bool:
+    """Whether all operands have the result's shape: of sums, only such are computed on uint8. One that
+    broadcasts, as of a scale and shift, is a term of a chain that may end in rounding
+    (targets/elementwise.py)."""
+    return all(types[value].shape == node.type.shape for value in node.inputs)
 
 
 def choose_storage(graph: Graph, plan: Plan, ranges: Ranges) -> Mapping[str, QParams]:
@@ -63,15 +71,21 @@ def _can_store(graph: Graph, value: str, int8: set[str]) -> bool:
     producer = graph.producer(value)
     if producer is None or value in graph.outputs or not (producer.op in WRITERS or moves(producer)):
         return False
+    if producer.op == "add" and not alike(producer, graph.types):
+        return False
     if graph.type_of(value).dtype != "float32":
         return False
-    return all(_can_read(node, value, int8) for node in graph.consumers(value))
+    return all(_can_read(graph, node, value, int8) for node in graph.consumers(value))
 
 
-def _can_read(node: Node, value: str, int8: set[str]) -> bool:
+def _can_read(graph: Graph, node: Node, value: str, int8: set[str]) -> bool:
     """Whether every operand of the node that is this value may be uint8."""
+    if node.op == "add":
+        return alike(node, graph.types)
+    if node.op == "reduce_mean":
+        return len(graph.type_of(value).shape) == 4 and tuple(sorted(attr(node, "axes"))) == PIXELS
     if node.op not in FREE_OPS:
-        return node.op in READERS or moves(node)
+        return moves(node)
     operands = [i for i, v in enumerate(node.inputs) if v == value]
     return all(i == 3 or (i == 0 and node.name in int8) for i in operands)
 
