@@ -6,7 +6,10 @@ need not have AVX-512: the fixture `emulated` (conftest.py) puts it in the place
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +84,17 @@ def narrowed(a: Any, b: Any, to: str, least: int, most: int) -> Any:
     )
 
 
+def vpshufb(table: Any, codes: Any) -> Any:
+    """Bytes of each 128 bits of the table; only indices below 16 occur."""
+    lanes = [emit.local(64, "uint8") for _ in range(3)]
+    for buffer, value in zip(lanes, (table, codes), strict=False):
+        emit.store(buffer, 0, value, 64)
+    with emit.loop(0, 64) as i:
+        index = emit.cast(emit.load(lanes[1], i), "int64", 1)
+        emit.store(lanes[2], i, emit.load(lanes[0], index + i // 16 * 16))
+    return emit.load(lanes[2], 0, 64)
+
+
 EMULATED: dict[str, Callable[..., Any]] = {
     "llvm.x86.avx512.mask.cvtps2dq.512": cvtps2dq,
     "llvm.x86.avx512.packssdw.512": lambda a, b: narrowed(a, b, "int16", -(2**15), 2**15 - 1),
@@ -89,6 +103,7 @@ EMULATED: dict[str, Callable[..., Any]] = {
     "llvm.x86.avx512bf16.dpbf16ps.512": vdpbf16ps,
     "llvm.x86.avx512.pmaddw.d.512": vpmaddwd,
     "llvm.x86.avx512.pmaddubs.w.512": vpmaddubsw,
+    "llvm.x86.avx512.pshuf.b.512": vpshufb,
 }
 
 
@@ -114,3 +129,10 @@ def emulate(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(emit, "intrinsic", intrinsic)
     return asked
+
+
+def mnemonics(path: Path) -> list[tuple[str, str]]:
+    """(instruction, operands) of an object."""
+    command = ["objdump", "-d", "--no-show-raw-insn", str(path)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    return re.findall(r"^\s+[0-9a-f]+:\s+(\w+)\s*(.*)$", listed.stdout, re.MULTILINE)

@@ -10,8 +10,6 @@ instructions themselves is taken from Intel's manual instead of from a chip.
 from __future__ import annotations
 
 import math
-import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from shutil import which
@@ -30,7 +28,7 @@ from bitsmith.targets.lower import lower
 from bitsmith.targets.objects import is_whole, kernel_objects
 from bitsmith.targets.relax_kernels import RelaxSpec
 from bitsmith.targets.target import TARGETS, Target
-from emulated_avx512 import needs_avx2, wide
+from emulated_avx512 import mnemonics, needs_avx2, wide
 from kernel_cases import LAYERS, has_bfloat16, in_bfloat16, random_conv
 from one_graph import ManyNodes, disagreement
 
@@ -133,13 +131,6 @@ def test_kernels_without_vnni_equal_the_reference(emulated: set[str], tmp_path: 
     assert dots.count("ubs512") >= 6
     check(bounded, target, tmp_path)
     assert "llvm.x86.avx512.pmaddubs.w.512" in emulated
-
-
-def mnemonics(path: Path) -> list[tuple[str, str]]:
-    """(instruction, operands) of an object."""
-    command = ["objdump", "-d", "--no-show-raw-insn", str(path)]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True)
-    return re.findall(r"^\s+[0-9a-f]+:\s+(\w+)\s*(.*)$", listed.stdout, re.MULTILINE)
 
 
 Objects = dict[str, list[tuple[Any, Path]]]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bitsmith.compiler.reference import run_reference
 from bitsmith.targets.build import build
-from bitsmith.targets.kernels import emit
 from bitsmith.targets.lower import lower
 from bitsmith.targets.objects import is_whole, kernel_objects
 from bitsmith.targets.target import TARGETS
+from emulated_avx512 import mnemonics, needs_avx2, wide
 from one_graph import ManyNodes, disagreement
-from test_avx512 import EMULATED, mnemonics, needs_avx2, wide
 from test_coded_kernels import gather_sample, linear_sample
 
 FORMATS = {
@@ -21,32 +19,6 @@ FORMATS = {
     "madd512": ("int4:32", "bitmod3:24", "nf4:64"),
 }
 """Some formats for either; with the second, nf4 needs levels with a sign."""
-
-
-def vpshufb(table: Any, codes: Any) -> Any:
-    """Bytes of each 128 bits of the table; only indices below 16 occur."""
-    lanes = [emit.local(64, "uint8") for _ in range(3)]
-    for buffer, value in zip(lanes, (table, codes), strict=False):
-        emit.store(buffer, 0, value, 64)
-    with emit.loop(0, 64) as i:
-        index = emit.cast(emit.load(lanes[1], i), "int64", 1)
-        emit.store(lanes[2], i, emit.load(lanes[0], index + i // 16 * 16))
-    return emit.load(lanes[2], 0, 64)
-
-
-@pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    asked: set[str] = set()
-    real, meanings = emit.intrinsic, {**EMULATED, "llvm.x86.avx512.pshuf.b.512": vpshufb}
-
-    def intrinsic(name: str, dtype: str, *args: Any) -> Any:
-        if not name.startswith("llvm.x86.avx512"):
-            return real(name, dtype, *args)
-        asked.add(name)
-        return meanings[name](*args)
-
-    monkeypatch.setattr(emit, "intrinsic", intrinsic)
-    return asked
 
 
 def cases(formats: tuple[str, ...]) -> tuple[ManyNodes, dict[str, str]]:
