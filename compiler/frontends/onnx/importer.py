@@ -5,6 +5,7 @@ Everything that cannot be converted is collected on the way and reported in one 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,10 +65,22 @@ def load_onnx(
     fix_shapes(model, shapes or {}, label, given)
     model = inline_definitions(model, KNOWN)
     model, weights = optimized(model, label)
-    if model.ByteSize() + sum(array.nbytes for array in weights.values()) > COLLECTED:
+    large = model.ByteSize() + sum(array.nbytes for array in weights.values()) > COLLECTED
+    if large:
         gc.collect()  # the optimizer's graph is full of circles, and holds a copy of all weights
     title = source.stem if isinstance(source, Path) else model.graph.name
-    return _convert(model, title or "model", label, names, weights)
+    graph = _convert(model, title or "model", label, names, weights)
+    del model, weights
+    if large:
+        _give_back()
+    return graph
+
+
+def _give_back() -> None:
+    """Has glibc return to the system what is free: it would keep the memory of a copy of all weights."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _convert(
