@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,3 +187,14 @@ def package_environment() -> dict[str, str]:
 
     root = str(Path(bitsmith.__file__).resolve().parent.parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+
+
+def threads(expected: int = 0) -> int:
+    """How many this process has. Where that is not what is expected, after a moment: one that was joined may
+    still be listed."""
+    until = time.monotonic() + 10
+    while (found := len(os.listdir("/proc/self/task"))) != expected and expected:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
+    return found
