@@ -165,6 +165,12 @@ def aligned(size: int, dtype: str) -> tuple[Any, Any]:
     return buffer, ib.bitwise_and(ahead, tirx.const(CACHE_LINE - 1, "int64")) // item
 
 
+def rolled(count: Any, begin: Any) -> Any:
+    """`count` for a loop that LLVM must not unroll: of this sum it knows no bound. `begin`: a kernel's first
+    task, which is never negative."""
+    return count + vmax(0 - begin, 0)
+
+
 @contextmanager
 def when(condition: Any) -> Iterator[None]:
     """A branch; a Python bool is decided at generation time by the caller."""

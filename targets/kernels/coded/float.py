@@ -23,7 +23,7 @@ WORD = 4
 
 
 def emit_coded_float(spec: CodedSpec, name: str) -> Any:
-    """The PrimFunc. A task is a block of rows for one token, some blocks for many."""
+    """The PrimFunc. A task is a block of rows."""
     return emit.kernel(name, coded_params(spec), lambda *args: _Float(spec, args).body())
 
 
@@ -37,7 +37,7 @@ class _Float(Product):
         self.part = emit.local(1, self.kind)
         self.sums = emit.local(1, self.kind)
         if not spec.vector:
-            self.panel, self.panel_at = emit.aligned(spec.together * spec.panel_bytes // 4, "float32")
+            self.panel, self.panel_at = emit.aligned(spec.panel_bytes // 4, "float32")
         self.decoder.begin()
 
     def body(self) -> None:
@@ -63,38 +63,25 @@ class _Float(Product):
         self.levels(block, begin, add, end)
         self.finish(block, block * self.lanes, emit.load(self.sums, 0), 0)
 
-    def many(self, task: Any) -> None:
-        together, blocks = self.s.together, self.p.blocks
-        first = task * together
-        count = emit.vmin(blocks - first, together) if blocks % together else together
-        size = self.s.panel_bytes // 4
+    def many(self, block: Any) -> None:
+        def put(k: Any, levels: Any) -> None:
+            at = self.panel_at + k * self.lanes
+            emit.store(self.panel, at, levels * emit.load(self.factor, 0), self.lanes)
 
-        def decode(slot: Any) -> None:
-            def put(k: Any, levels: Any) -> None:
-                at = self.panel_at + slot * size + k * self.lanes
-                emit.store(self.panel, at, levels * emit.load(self.factor, 0), self.lanes)
+        def begin(group: Any) -> None:
+            emit.store(self.factor, 0, self.scale(block, group))
 
-            def begin(group: Any) -> None:
-                emit.store(self.factor, 0, self.scale(first + slot, group))
+        self.levels(block, begin, put, lambda group: None)
+        tiles = self.s.tiles
+        each_tile(tiles, 0, tiles.count, lambda token, rows: self.tile(block, token, rows))
 
-            self.levels(first + slot, begin, put, lambda group: None)
-
-        emit.over(0, count, decode)
-
-        def tile(token: Any, rows: int) -> None:
-            emit.over(
-                0, count, lambda slot: self.tile(first + slot, self.panel_at + slot * size, token, rows)
-            )
-
-        each_tile(self.s.tiles, 0, self.s.tiles.count, tile)
-
-    def tile(self, block: Any, panel: Any, token: Any, rows: int) -> None:
+    def tile(self, block: Any, token: Any, rows: int) -> None:
         sums = emit.local(rows, self.kind)
         depth = self.p.atoms * ATOM
         for t in range(rows):
             emit.store(sums, t, emit.splat(0.0, "float32", self.lanes))
         with emit.loop(0, depth) as k:
-            weights = emit.load(self.panel, panel + k * self.lanes, self.lanes)
+            weights = emit.load(self.panel, self.panel_at + k * self.lanes, self.lanes)
             for t in range(rows):
                 x = emit.splat(emit.load(self.buffers["q"], (token + t) * depth + k), "float32", self.lanes)
                 emit.store(sums, t, emit.load(sums, t) + weights * x)

@@ -1,7 +1,7 @@
 """Many tokens times a coded weight, in int8: blocks of rows are decoded once into a panel in the cache.
 
-for each block:  panel[step][row][4] <- levels, four neighbours of k together; scales as float32
-for each tile of tokens, each block or pair of blocks, each group:
+for each block, or pair of blocks:  panel[step][row][4] <- levels, four neighbours of k; scales as float32
+for each tile of tokens, each group:
     int32 sums of rows <- what the levels' offset adds, taken back
     for each step:  sums += level * q
     float sums += scale * those
@@ -29,33 +29,36 @@ RUNS = (8, 4, 2, 1)
 
 
 def emit_coded_panel(spec: CodedSpec, name: str) -> Any:
-    """The PrimFunc. A task is some blocks of rows, for all tokens."""
+    """The PrimFunc. A task is a block of rows or a pair of them, for all tokens."""
     return emit.kernel(name, coded_params(spec), lambda *args: _Panel(spec, args).body())
 
 
 class _Panel(Product):
     def __init__(self, spec: CodedSpec, args: tuple[Any, ...]) -> None:
         super().__init__(spec, args)
-        p, blocks = self.p, spec.together
+        p, blocks = self.p, spec.wide
         self.panel, self.panel_at = emit.aligned(blocks * spec.panel_bytes, "uint8")
         self.scales, self.scales_at = emit.aligned(blocks * p.groups * p.lanes, "float32")
         self.four = emit.local(VECTORS, emit.vector("int32", self.lanes))
         self.decoder.begin()
 
     def body(self) -> None:
-        p, together = self.p, self.s.together
-        with emit.loop(self.begin, self.end) as task:
-            first = task * together
-            count = emit.vmin(p.blocks - first, together) if p.blocks % together else together
-            emit.over(0, count, lambda i: self.decode(first + i, i))
-            wide, full = self.s.wide, count // self.s.wide
+        emit.over(self.begin, self.end, self.task)
 
-            def tile(token: Any, rows: int) -> None:
-                emit.over(0, full, lambda i: self.tile(first + i * wide, i * wide, token, rows, wide))
-                if together % wide or p.blocks % together % wide:
-                    emit.over(full * wide, count, lambda i: self.tile(first + i, i, token, rows, 1))
+    def task(self, task: Any) -> None:
+        wide, rest = self.s.wide, self.p.blocks % self.s.wide
+        first = task * wide
+        if not rest:
+            self.blocks(first, wide)
+            return
+        last = self.s.tasks - 1
+        emit.branch(task == last, lambda: self.blocks(first, rest), lambda: self.blocks(first, wide))
 
-            each_tile(self.s.tiles, 0, self.s.tiles.count, tile)
+    def blocks(self, first: Any, count: int) -> None:
+        """Some blocks of rows, for all tokens."""
+        emit.over(0, count, lambda i: self.decode(first + i, i))
+        tiles = self.s.tiles
+        each_tile(tiles, 0, tiles.count, lambda token, rows: self.tile(first, token, rows, count))
 
     def decode(self, block: Any, slot: Any) -> None:
         """A block's panel and scales."""
@@ -95,7 +98,7 @@ class _Panel(Product):
                 at = panel + ((first + atom) * WORDS + word) * size
                 emit.store(self.panel, at, emit.bits(row, "uint8", size), size)
 
-    def tile(self, block: Any, slot: Any, token: Any, rows: int, wide: int) -> None:
+    def tile(self, block: Any, token: Any, rows: int, wide: int) -> None:
         """Some tokens times the rows of `wide` blocks. Sums are in the order [token][block]."""
         sums = emit.local(rows * wide, emit.vector("float32", self.lanes))
         for j in range(rows * wide):
@@ -103,15 +106,15 @@ class _Panel(Product):
         last = self.p.atoms - (self.p.groups - 1) * self.p.group_atoms
         full = self.p.groups if last == self.p.group_atoms else self.p.groups - 1
         size = self.p.group_atoms
-        emit.over(0, full, lambda group: self.group(sums, slot, token, group, rows, wide, size))
+        emit.over(0, full, lambda group: self.group(sums, token, group, rows, wide, size))
         if full < self.p.groups:
-            self.group(sums, slot, token, full, rows, wide, last)
+            self.group(sums, token, full, rows, wide, last)
         for t in range(rows):
             for b in range(wide):
                 out = (token + t) * self.p.n + (block + b) * self.lanes
                 self.finish(block + b, out, emit.load(sums, t * wide + b), token + t)
 
-    def group(self, sums: Any, slot: Any, token: Any, group: Any, rows: int, wide: int, atoms: int) -> None:
+    def group(self, sums: Any, token: Any, group: Any, rows: int, wide: int, atoms: int) -> None:
         whole = emit.local(rows * wide, emit.vector("int32", self.lanes))
         for t in range(rows):
             start = emit.splat(0, "int32", self.lanes)
@@ -122,9 +125,11 @@ class _Panel(Product):
                 emit.store(whole, t * wide + b, start)
         first, steps = group * self.p.group_atoms * WORDS, atoms * WORDS
         run = next(length for length in RUNS if steps % length == 0 and length <= self.longest)
-        emit.over(0, steps // run, lambda i: self.steps(whole, slot, token, first + i * run, rows, wide, run))
+        # Straight code, even of one run with what is around it, would need more registers than there are.
+        runs = emit.rolled(steps // run, self.begin)
+        emit.over(0, runs, lambda i: self.steps(whole, token, first + i * run, rows, wide, run))
         for b in range(wide):
-            at = self.scales_at + ((slot + b) * self.p.groups + group) * self.lanes
+            at = self.scales_at + (b * self.p.groups + group) * self.lanes
             scale = emit.local(1, emit.vector("float32", self.lanes))
             emit.store(scale, 0, emit.load(self.scales, at, self.lanes))
             for t in range(rows):
@@ -139,7 +144,7 @@ class _Panel(Product):
         """Steps whose products may be added before they are widened."""
         return self.s.values.chain if self.s.dot.startswith("madd") else RUNS[0]
 
-    def steps(self, whole: Any, slot: Any, token: Any, first: Any, rows: int, wide: int, count: int) -> None:
+    def steps(self, whole: Any, token: Any, first: Any, rows: int, wide: int, count: int) -> None:
         """Some steps of k for all tokens and blocks of a tile."""
         sums = RunningSums(self.s.dot, self.lanes, self.s.values, whole, rows * wide)
         size, width = self.p.vector_bytes, self.p.atoms * ATOM
@@ -147,7 +152,7 @@ class _Panel(Product):
         word = emit.local(1, emit.vector("int32", self.lanes))
         for i in range(count):
             for b in range(wide):
-                at = self.panel_at + (slot + b) * self.s.panel_bytes + (first + i) * size
+                at = self.panel_at + b * self.s.panel_bytes + (first + i) * size
                 emit.store(weights, b, emit.load(self.panel, at, size))
             for t in range(rows):
                 four = emit.load(self.buffers["q"], (token + t) * width + (first + i) * 4, 4)

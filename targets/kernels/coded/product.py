@@ -21,8 +21,6 @@ from .spec import (
 )
 
 FLOAT_TILE = 6
-PANEL_BYTES = 24 * 1024
-"""Of decoded weights: together with a tile's activations they fit in the first-level cache, or nearly."""
 TILES = {"vnni512": (12, 1), "madd512": (10, 1), "madd256": (4, 2), "portable": (4, 1)}
 """Rows of activations and blocks of weights of a tile: measured on Zen 3 for madd256; elsewhere what
 registers allow."""
@@ -80,8 +78,9 @@ class CodedSpec:
 
     @property
     def wide(self) -> int:
-        """Blocks of rows of a tile."""
-        return min(TILES[self.dot][1], self.together) if self.quantised else 1
+        """Blocks of rows of a tile, and of a task: what all its tokens are multiplied with stays in the
+        first-level cache."""
+        return min(TILES[self.dot][1], self.packing.blocks) if self.quantised else 1
 
     @property
     def panel_bytes(self) -> int:
@@ -89,20 +88,13 @@ class CodedSpec:
         return self.packing.atoms * ATOM * self.packing.lanes * (1 if self.quantised else 4)
 
     @property
-    def together(self) -> int:
-        """Blocks of rows that a task decodes before it multiplies."""
-        fitting = max(1, PANEL_BYTES // self.panel_bytes)
-        most = min(4, fitting, max(1, self.packing.blocks // 8))
-        return 1 if self.vector else most - (most > 1 and most % 2)
-
-    @property
     def stack_bytes(self) -> int:
         scales = 4 * self.packing.groups * self.packing.lanes
-        return 0 if self.vector else self.together * (self.panel_bytes + scales)
+        return 0 if self.vector else self.wide * (self.panel_bytes + scales)
 
     @property
     def tasks(self) -> int:
-        return -(-self.packing.blocks // self.together)
+        return self.packing.blocks if self.vector else -(-self.packing.blocks // self.wide)
 
 
 def coded_params(spec: CodedSpec) -> list[tuple[str, str]]:

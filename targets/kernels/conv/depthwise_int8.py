@@ -232,8 +232,8 @@ class _DepthwiseInt8:
         start = e.start(self.buffers.get("bias"), (at.unit * UNIT + v) * s.lanes, s.lanes)
         for i in range(len(places)):
             emit.store(acc, i, start)
-        # LLVM must not unroll this loop: it would hold more columns than there are registers.
-        with emit.loop(0, s.kernel[1] + emit.vmax(0 - self.begin, 0)) as kw:
+        # Straight code would hold more columns than there are registers.
+        with emit.loop(0, emit.rolled(s.kernel[1], self.begin)) as kw:
             for step in range(s.steps):
                 self.tap_column(acc, at, v, step, kw)
         self.stage_tile(acc, at, v, places)
