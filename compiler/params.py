@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 
 import numpy as np
 
@@ -35,6 +36,27 @@ class Stored:
 
 
 Entry = np.ndarray | Stored
+
+
+def entry_of(array: np.ndarray, source: Entry | None = None) -> Entry:
+    """The array in C order; or, where it shows the elements of a stored `source`, these so that they are read
+    when asked for: transposed, reshaped or cut in the same way.
+    """
+    if isinstance(source, Stored):
+        whole = source.array()
+        if array is whole:
+            return source
+        if array.base is whole:
+            offset = array.ctypes.data - whole.ctypes.data
+            read = partial(_shown, source, array.dtype, array.shape, offset, array.strides)
+            return Stored(array.shape, array.dtype, read)
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _shown(
+    source: Stored, dtype: np.dtype, shape: tuple[int, ...], offset: int, strides: tuple[int, ...]
+) -> np.ndarray:
+    return np.array(np.ndarray(shape, dtype, source.array(), offset, strides), order="C")
 
 
 class Params(Mapping[str, np.ndarray]):

@@ -143,3 +143,20 @@ def test_open_loads_little_of_ours_and_no_compression_formats(tmp_path):
     artifact = {f"artifact{part}" for part in ("", ".artifact", ".manifest", ".native", ".store")}
     assert ours == {"bitsmith.compiler", *(f"bitsmith.compiler.{name}" for name in {"errors", *artifact})}
     assert not loaded & {"shutil", "lzma", "bz2"}
+
+
+def test_generating_kernels_leaves_torch_alone(tmp_path):
+    loaded = third_party("import bitsmith.targets.kernels.table", tmp_path)
+    assert "tvm" in loaded and "torch" not in loaded
+
+
+def test_torch_is_found_after_tvm_and_by_other_threads(tmp_path):
+    code = (
+        "import threading, bitsmith.targets.tvm_alone as alone\n"
+        "def other(): import torch; print(torch.ones(2).sum().item())\n"
+        "with alone.without_torch():\n"
+        "    try: import torch\n"
+        "    except ModuleNotFoundError: print('none')\n"
+        "    thread = threading.Thread(target=other); thread.start(); thread.join()\n"
+    )
+    assert python(code, tmp_path).split() == ["none", "2.0"]

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from bitsmith.compiler.errors import BitsmithError, InputError, ModelError, UnsupportedError
 from bitsmith.compiler.frontends import load_model
-from bitsmith.compiler.frontends.onnx import read
+from bitsmith.compiler.frontends.onnx import optimise, parse, read
+from bitsmith.compiler.params import Stored
 from bitsmith.compiler.reference import run_reference
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import model, node
@@ -283,12 +284,67 @@ def external(tmp_path, location: str, length: int = 32) -> Path:
     return path
 
 
-@pytest.fixture(params=[False, True], ids=["read", "mapped"])
-def beside(request, monkeypatch):
-    """How weights in other files are read; large ones of a large model are mapped."""
+def numbers(graph):
+    return {name: (array.shape, array.tobytes()) for name, array in graph.params.items()}
+
+
+@pytest.fixture
+def staying(monkeypatch):
+    """Every model is large enough for its weights to stay in their files, and most weights."""
+    for module in (read, parse):
+        monkeypatch.setattr(module, "STAY", 0)
+        monkeypatch.setattr(module, "LARGE", 32)
+    monkeypatch.setattr(optimise, "LARGE", 32)
+
+
+@pytest.mark.usefixtures("staying")
+def test_weights_that_stay_in_the_file_are_read_when_used(write):
+    graph, whole = load_model(write(convnet())), load_model(convnet())
+    layers = [value for node in graph.nodes if node.op in ("conv2d", "linear") for value in node.inputs[1:2]]
+    assert layers and all(isinstance(graph.stored[value], Stored) for value in layers)
+    assert graph.nodes == whole.nodes and numbers(graph) == numbers(whole)
+
+
+@pytest.mark.usefixtures("staying")
+def test_weights_in_half_precision_stay_too(write):
+    half = np.arange(20, dtype=np.float16).reshape(4, 5) / 7
+    nodes = [node("Cast", "h", "w", to=TensorProto.FLOAT), node("Gemm", "x w", "y", transB=1)]
+    graph = load_model(write(model(nodes, {"x": (2, 5)}, weights={"h": half})))
+    x = np.ones((2, 5), np.float32)
+    np.testing.assert_allclose(run_reference(graph, {"x": x})["y"], x @ half.astype(np.float32).T, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("staying")
+def test_a_file_that_is_gone_is_still_read_and_one_that_was_written_to_is_not(write):
+    path = write(convnet())
+    graph = load_model(path)
+    path.unlink()
+    assert numbers(graph) == numbers(load_model(convnet()))
+    graph = load_model(write(convnet()))
+    write(bytes(10))
+    with pytest.raises(ModelError, match="written to after the model was loaded"):
+        numbers(graph)
+
+
+@pytest.mark.usefixtures("staying")
+def test_large_files_that_are_damaged(write):
+    data = convnet().SerializeToString()
+    for end in [*range(1, len(data) - 1, 17), len(data) - 1]:
+        assert "model.onnx" in refused(write(data[:end])), end
+    for at in range(0, len(data), 7):
+        broken = data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+        path = write(broken)
+        try:
+            load_model(path)
+        except BitsmithError as error:
+            assert str(error).startswith(str(path))
+
+
+@pytest.fixture(params=[False, True], ids=["read", "staying"])
+def beside(request):
+    """How weights in other files are read."""
     if request.param:
-        monkeypatch.setattr(read, "MOST_READ", 0)
-        monkeypatch.setattr(read, "LARGE", 0)
+        request.getfixturevalue("staying")
 
 
 @pytest.mark.usefixtures("beside")

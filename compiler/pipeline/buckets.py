@@ -34,15 +34,18 @@ def share_params(graphs: Iterable[Graph]) -> tuple[Graph, ...]:
     """The graphs with equal parameters of equal names held once; at most two graphs' are there at a time."""
     shared: list[Graph] = []
     for graph in graphs:
-        known = shared[0].params if shared else {}
-        params = {name: _known(known.get(name), array) for name, array in graph.params.items()}
+        first = shared[0] if shared else graph
+        same = {name for name in graph.params if _equal(first, graph, name)}
+        params = {name: (first if name in same else graph).stored[name] for name in graph.params}
         shared.append(graph.with_nodes(graph.nodes, params=params))
     return tuple(shared)
 
 
-def _known(known: np.ndarray | None, array: np.ndarray) -> np.ndarray:
-    same = known is not None and known.dtype == array.dtype and np.array_equal(known, array)
-    return known if known is not None and same else array
+def _equal(first: Graph, graph: Graph, name: str) -> bool:
+    if name not in first.params:
+        return False
+    known, array = first.params[name], graph.params[name]
+    return known is array or (known.dtype == array.dtype and np.array_equal(known, array))
 
 
 def check_alike(graphs: Sequence[Graph]) -> None:

@@ -18,6 +18,7 @@ from ...ir import (
     TensorType,
 )
 from ...ops import OPS
+from ...params import OpenParams, entry_of
 from .codes import Quantised, restore_codes
 
 Result = str | np.ndarray
@@ -101,7 +102,7 @@ class Converter:
         self.rules = rules
         self.builder = GraphBuilder(name)
         self.values: dict[str, str] = {}
-        self.constants: dict[str, np.ndarray] = {}
+        self.constants = OpenParams({})
         self._taken = set(taken)  # ONNX names: derived values keep clear of them
         self._names: set[str] = set()
         self._params: dict[tuple[str, str], str] = {}
@@ -165,7 +166,7 @@ class Converter:
         found = self._params.get(key)
         # Constants that are equal are one in the file's optimised form, but may have other scales.
         if found is None or not np.array_equal(self.builder.params[found], array):
-            found = self.builder.param(name, np.ascontiguousarray(array).reshape(array.shape))
+            found = self.builder.param(name, entry_of(array, self.constants.entries.get(name)))
             self._params[key] = found
         return found
 

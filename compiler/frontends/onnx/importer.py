@@ -18,6 +18,7 @@ import numpy as np
 from ...errors import InternalError, ModelError, UnsupportedError
 from ...ir import DTYPES, Graph, TensorType
 from ...ops import OPS, TypeRuleError
+from ...params import Entry
 from .constants import bind_inputs, sources
 from .control import Host, expand
 from .converter import (
@@ -65,7 +66,8 @@ def load_onnx(
     fix_shapes(model, shapes or {}, label, given)
     model = inline_definitions(model, KNOWN)
     model, weights = optimized(model, label)
-    large = model.ByteSize() + sum(array.nbytes for array in weights.values()) > COLLECTED
+    held = sum(array.nbytes for array in weights.values() if isinstance(array, np.ndarray))
+    large = model.ByteSize() + held > COLLECTED
     if large:
         gc.collect()  # the optimizer's graph is full of circles, and holds a copy of all weights
     title = source.stem if isinstance(source, Path) else model.graph.name
@@ -84,7 +86,7 @@ def _give_back() -> None:
 
 
 def _convert(
-    model: Any, title: str, label: str, names: Mapping[str, str], large: Mapping[str, np.ndarray]
+    model: Any, title: str, label: str, names: Mapping[str, str], large: Mapping[str, Entry]
 ) -> Graph:
     work = _Import(model, label, names, Converter(title, value_names(model.graph), RULES))
     work.add_inputs(large)
@@ -101,7 +103,7 @@ def _convert(
         raise ModelError(
             f"{label}: constants computed in the model are NaN or infinite: {', '.join(sorted(broken))}"
         )
-    return graph.with_nodes(graph.nodes, params={k: v for k, v in graph.params.items() if k in used})
+    return graph.with_nodes(graph.nodes, params={k: v for k, v in graph.stored.items() if k in used})
 
 
 def _check_sizes(graph: Graph, label: str) -> None:
@@ -164,7 +166,7 @@ class _Import:
     read: set[str] = field(default_factory=set)  # values that a node reads or the model returns
     needed: set[str] = field(default_factory=set)  # inputs that decide what must be known at import
 
-    def add_inputs(self, large: Mapping[str, np.ndarray]) -> None:
+    def add_inputs(self, large: Mapping[str, Entry]) -> None:
         """`large`: weights whose numbers the model lacks."""
         graph = self.model.graph
         if graph.sparse_initializer:

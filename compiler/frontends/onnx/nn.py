@@ -73,13 +73,9 @@ def _gemm(c: Converter, node: OnnxNode) -> Result:
     last = "product" if separate else ""
     if weight is not None:
         rows = weight if node.get_int("transB", 0) else weight.T
+        scaled = rows if alpha == 1.0 else rows * np.float32(alpha)
         form = f"rows x{alpha}" if alpha != 1.0 else "rows"
-        inputs = [
-            a,
-            c.param(
-                node.inputs[1], rows * np.float32(alpha), "" if rows is weight and alpha == 1.0 else form
-            ),
-        ]
+        inputs = [a, c.param(node.inputs[1], scaled, "" if scaled is weight else form)]
         if bias is not None and beta != 0.0:
             inputs.append(c.param(node.inputs[2], bias * np.float32(beta), "" if beta == 1.0 else f"x{beta}"))
         y = c.emit(node, "linear", inputs, last)

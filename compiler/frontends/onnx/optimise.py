@@ -12,9 +12,11 @@ import numpy as np
 
 from ...errors import ModelError
 from ...ir import DTYPES
+from ...params import Entry
 from .bare import LARGE
 from .fold import stays
 from .read import first_line, sort_nodes
+from .weights import WeightFile
 
 
 @contextmanager
@@ -32,8 +34,9 @@ def quiet(*loggers: str) -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def optimized(model: Any, label: str) -> tuple[Any, dict[str, np.ndarray]]:
-    """Functions inlined, constants folded, dead nodes gone; and the large weights, which the model lacks."""
+def optimized(model: Any, label: str) -> tuple[Any, dict[str, Entry]]:
+    """Functions inlined, constants folded, dead nodes gone; and the large weights, which the model lacks.
+    Those that lie in a file are read when used."""
     import onnx_ir
     from onnxscript import optimizer
 
@@ -42,7 +45,8 @@ def optimized(model: Any, label: str) -> tuple[Any, dict[str, np.ndarray]]:
             ir_model = onnx_ir.serde.deserialize_model(model)
             optimizer.optimize_ir(ir_model, should_fold=lambda node: False if stays(node) else None)
             _keep_made(ir_model.graph)
-            weights = {name: _taken(value) for name, value in _large(ir_model.graph)}
+            files: dict[str, WeightFile] = {}
+            weights = {name: _taken(value, files) for name, value in _large(ir_model.graph)}
             simpler = onnx_ir.serde.serialize_model(ir_model)
             sort_nodes(simpler.graph)  # two slices become a Split where the second was
             return simpler, weights
@@ -71,10 +75,15 @@ def _large(graph: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _taken(value: Any) -> np.ndarray:
+def _taken(value: Any, files: dict[str, WeightFile]) -> Entry:
     """The numbers of an initializer, which has none from then on."""
     import onnx_ir
 
-    array = np.asarray(value.const_value.numpy())
-    value.const_value = onnx_ir.tensor(np.zeros(0, array.dtype), name=value.name)
+    tensor = value.const_value
+    value.const_value = onnx_ir.tensor(np.zeros(0, tensor.dtype.numpy()), name=value.name)
+    if isinstance(tensor, onnx_ir.ExternalTensor):
+        if tensor.path not in files:
+            files[tensor.path] = WeightFile(tensor.path)
+        return files[tensor.path].stored(tensor)
+    array = np.asarray(tensor.numpy())
     return array.astype(np.float32) if array.dtype == np.float16 else array

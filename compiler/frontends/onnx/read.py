@@ -12,15 +12,12 @@ import numpy as np
 
 from ...errors import ModelError, UnsupportedError
 from .bare import LARGE, without_weights
-from .mapped import bytes_of, mapped, name_file
+from .parse import STAY, name_inside, parse
+from .weights import bytes_of, leave_beside, mapped
 
 OLDEST_OPSET = 7
 MICROSOFT = "com.microsoft"
 WRITTEN_AS_ONNX = ("LayerNormalization", "SimplifiedLayerNormalization")
-MAX_BYTES = 2**31 - 1
-"""Protobuf's limit for one message; the checker and shape inference need the whole model as one."""
-MOST_READ = 2**31 - 1
-"""Bytes of weights in other files that are read; where there are more, large ones are mapped."""
 
 
 def read_onnx(source: Path | Any, label: str) -> Any:
@@ -31,8 +28,9 @@ def read_onnx(source: Path | Any, label: str) -> Any:
     import onnx
 
     if isinstance(source, Path):
-        model = _parse(source)
+        model, inside = parse(source)
         _load_external(model, source)
+        name_inside(model, inside, source)
     else:
         model = onnx.ModelProto()
         model.CopyFrom(source)
@@ -48,60 +46,19 @@ def read_onnx(source: Path | Any, label: str) -> Any:
     return model
 
 
-def _parse(path: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UnsupportedError(
-                f"{path}: {size / 1e9:.1f} GB; files over 2 GB cannot be read: save the weights beside it "
-                "(onnx.save with save_as_external_data=True)"
-            )
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not data:
-        raise ModelError(f"{path}: the file is empty")
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-    except DecodeError:
-        raise ModelError(f"{path}: not an ONNX model, or damaged (the download may be incomplete)") from None
-    if any(isinstance(text, bytes) for text in _texts(model)):
-        raise ModelError(f"{path}: damaged: it has names that are not text")
-    if not model.ir_version or not model.HasField("graph"):
-        raise ModelError(f"{path}: not an ONNX model, or damaged (it has no version or no graph)")
-    return model
-
-
-def _texts(message: Any) -> Iterator[str | bytes]:
-    """All strings of a protobuf message; protobuf gives those that are not valid UTF-8 as bytes."""
-    for field, value in message.ListFields():
-        values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
-        if field.type == field.TYPE_STRING:
-            yield from values
-        elif field.type == field.TYPE_MESSAGE:
-            for inner in values:
-                yield from _texts(inner)
-
-
 def _load_external(model: Any, path: Path) -> None:
-    """Read weights that lie beside the file, or map them. onnx itself refuses locations outside of its
-    directory."""
+    """Read weights that lie beside the file, but for large ones of many. onnx itself refuses locations
+    outside of its directory."""
     import onnx
     from onnx.external_data_helper import load_external_data_for_tensor
 
     outside = [t for t in tensors_of(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     initializers = {tensor.name for tensor in model.graph.initializer}
-    many = sum(map(bytes_of, outside)) > MOST_READ
+    many = sum(map(bytes_of, outside)) >= STAY
     for tensor in outside:
         try:
             if many and bytes_of(tensor) >= LARGE and tensor.name in initializers:
-                name_file(tensor, path.parent)
+                leave_beside(tensor, path.parent)
                 continue
             load_external_data_for_tensor(tensor, str(path.parent))
         except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
