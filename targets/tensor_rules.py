@@ -30,4 +30,5 @@ TENSOR_RULES: dict[str, Callable[[Graph, Node, dict[str, Any], Isa], KernelCall 
     "reduce_mean": reduction,
     "reduce_sum": reduction,
     "reduce_max": reduction,
+    "reduce_min": reduction,
 }

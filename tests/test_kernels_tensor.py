@@ -114,9 +114,12 @@ def test_what_is_not_a_number_stays_so() -> None:
     x, z, w = b.input("x", (1, 4, 4, 19)), b.input("z", (1, 4, 4, 19)), b.param("w", np.eye(19, dtype="f"))
     acts = ("silu", "tanh", "sigmoid", "gelu", "hard_sigmoid", "hard_swish", "leaky_relu", "clip")
     found = [b.add("linear", [x, w], act=act, **({"lo": 0.0} if act == "clip" else {})) for act in acts]
-    found += [b.add(op, [x]) for op in ("exp", "erf", "abs")]
+    found += [b.add(op, [x]) for op in ("exp", "erf", "abs", "sign")]
     found += [b.add(op, [x, z]) for op in ("maximum", "minimum")]
-    found += [b.add("reduce_max", [x], axes=(axis,)) for axis in (1, 3)]
+    found += [b.add(f"reduce_{most}", [x], axes=(axis,)) for axis in (1, 3) for most in ("max", "min")]
+    places = b.param("places", np.zeros((1, 4, 4, 19), np.int64))
+    pairs = [("max", x, z), ("min", z, x)]
+    found += [b.add("scatter_elements", [to, places, of], axis=1, reduction=r) for r, to, of in pairs]
     found += [b.add("softmax", [x], axis=axis) for axis in (1, 3)]
     found += [b.add("max_pool2d", [x], kernel=(3, 3), strides=(1, 1), layout="NHWC")]
     graph = b.finish(found)

@@ -85,7 +85,10 @@ def _function_op(
     def lower(args: Sequence[Any], attrs: Attrs) -> Any:
         from tvm import relax
 
-        return getattr(relax.op, relax_name)(args[0])
+        made = getattr(relax.op, relax_name)(args[0])
+        if name == "sign" and dtype_of(args[0]).startswith("float"):  # TVM's gives 0 for what is no number
+            return relax.op.where(relax.op.isnan(args[0]), args[0], made)
+        return made
 
     integers = (TensorType((4, 9), "int64"),) if "int64" in plain else ()
     return OpDef(
@@ -108,14 +111,14 @@ def _function_op(
 
 SIGNED = (*REAL, "int32", "int64")
 FUNCTIONS: tuple[tuple[Any, ...], ...] = (
-    # name, torch, relax (for integers numpy's name too), range of the samples, element types if not just real
+    # name, torch ("": numpy), relax (and numpy), range of the samples, element types if not just real
     ("exp", "exp", "exp", -4.0, 4.0),
     ("log", "log", "log", 0.1, 9.0),
     ("sqrt", "sqrt", "sqrt", 0.0, 9.0),
     ("rsqrt", "rsqrt", "rsqrt", 0.1, 9.0),
     ("neg", "neg", "negative", -4.0, 4.0, SIGNED),
     ("abs", "abs", "abs", -4.0, 4.0, SIGNED),
-    ("sign", "sign", "sign", -4.0, 4.0, SIGNED),
+    ("sign", "", "sign", -4.0, 4.0, SIGNED),  # torch's gives 0 for what is no number, numpy's keeps it
     ("erf", "erf", "erf", -3.0, 3.0),
     ("floor", "floor", "floor", -9.0, 9.0),
     ("ceil", "ceil", "ceil", -9.0, 9.0),

@@ -31,12 +31,12 @@ def by_numpy(function: Callable[..., Any], *tensors: Any) -> Any:
 
 
 def elementwise(torch_name: str, numpy_function: Callable[..., Any]) -> Callable[[Sequence[Any], Attrs], Any]:
-    """A reference: torch's function on real numbers, numpy's on integers."""
+    """A reference: torch's function on real numbers, if it has a name; numpy's on integers."""
 
     def reference(inputs: Sequence[Any], attrs: Attrs) -> Any:
         import torch
 
-        if inputs[0].is_floating_point():
+        if torch_name and inputs[0].is_floating_point():
             return getattr(torch, torch_name)(*inputs)
         return by_numpy(numpy_function, *inputs)
 

@@ -1,12 +1,13 @@
-"""Kernels along an axis that is not the last: softmax, sums, means and maxima of columns of float32.
+"""Kernels along an axis that is not the last: softmax, sums, means, maxima and minima of columns.
 
-x is [outer, n, inner]. A task is a block of up to four vectors of neighbouring columns, of which all n values
-are read once for each statistic.
+x is float32 [outer, n, inner]. A task is a block of up to four vectors of neighbouring columns, of which all
+n values are read once for each statistic.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ WIDTH = 4
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """`kind`: softmax [outer, n, inner]; mean, sum, max [outer, inner]."""
+    """`kind`: softmax [outer, n, inner]; mean, sum, max, min [outer, inner]."""
 
     kind: str
     lanes: int
@@ -77,9 +78,9 @@ class _Block:
 
     def reduce(self) -> None:
         s = self.spec
-        largest = s.kind == "max"
-        self.start(-math.inf if largest else 0.0)
-        combine = emit.larger if largest else lambda a, b: a + b
+        extremes = {"max": (-math.inf, emit.larger), "min": (math.inf, emit.smaller)}
+        start, combine = extremes.get(s.kind, (0.0, operator.add))
+        self.start(start)
         self.every(lambda v, value, at, valid: self.put(v, combine(self.get(v), value)))
         to = self.outer * s.inner + self.column
         for v in range(self.vectors):

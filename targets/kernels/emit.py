@@ -91,8 +91,10 @@ def smaller(a: Any, b: Any) -> Any:
 
 
 def _either(a: Any, b: Any) -> Any:
-    lanes = tvm.DataType(a.ty.dtype).lanes
-    return bits(ib.bitwise_or(bits(a, "int32", lanes), bits(b, "int32", lanes)), "float32", lanes)
+    kind = tvm.DataType(a.ty.dtype)
+    whole = f"int{kind.bits}"
+    both = ib.bitwise_or(bits(a, whole, kind.lanes), bits(b, whole, kind.lanes))
+    return bits(both, f"float{kind.bits}", kind.lanes)
 
 
 WRAPPED = {

@@ -1,4 +1,4 @@
-"""Kernels over rows of neighbouring float32 values: softmax, layer norm, RMS norm, sums, means and maxima.
+"""Kernels over rows of neighbouring float32 values: softmax, norms, sums, means, maxima and minima.
 
 A row is read once for each statistic and once to be written; it stays in the first-level cache between. Sums
 are kept in four vectors, so that additions do not wait for each other.
@@ -22,7 +22,7 @@ CHAINS = 4
 
 @dataclass(frozen=True)
 class RowSpec:
-    """`kind`: softmax, layer_norm, rms_norm (a row for a row), mean, sum, max (a number for a row)."""
+    """`kind`: softmax, layer_norm, rms_norm (a row for a row), mean, sum, max, min (a number for a row)."""
 
     kind: str
     lanes: int
@@ -118,6 +118,9 @@ class _Row:
     def max(self, index: Any) -> None:
         emit.store(self.buffers["y"], index, self.over(lambda v: v, -math.inf, emit.larger))
 
+    def min(self, index: Any) -> None:
+        emit.store(self.buffers["y"], index, self.over(lambda v: v, math.inf, emit.smaller))
+
     # What they are made of
 
     def number(self, value: Any) -> Callable[[], Any]:
@@ -138,7 +141,7 @@ class _Row:
         lanes, whole, rest = self.spec.lanes, self.spec.n // self.spec.lanes, self.spec.n % self.spec.lanes
         chains = min(CHAINS, max(1, whole))
         acc = emit.local(chains, emit.vector("float32", lanes))
-        start = 0.0 if combine is _add else -math.inf
+        start = 0.0 if combine is _add else math.inf if combine is emit.smaller else -math.inf
         for c in range(chains):
             emit.store(acc, c, emit.splat(start, "float32", lanes))
 

@@ -51,17 +51,19 @@ def _inside(index: Any, size: int) -> Any:
     return emit.vmin(emit.vmax(counted, emit.splat(0, "int64", 1)), emit.splat(size - 1, "int64", 1))
 
 
-def _combined(reduction: str, old: Any, new: Any) -> Any:
-    if reduction == "add":
+def _combined(spec: ScatterSpec, old: Any, new: Any) -> Any:
+    if spec.reduction == "add":
         return old + new
-    if reduction == "mul":
+    if spec.reduction == "mul":
         return old * new
-    return {"max": emit.vmax, "min": emit.vmin}[reduction](old, new) if reduction != "none" else new
+    real = spec.dtype.startswith("float")
+    largest, smallest = (emit.larger, emit.smaller) if real else (emit.vmax, emit.vmin)
+    return {"max": largest, "min": smallest}[spec.reduction](old, new) if spec.reduction != "none" else new
 
 
 def _put(spec: ScatterSpec, y: Any, place: Any, new: Any) -> None:
     old = emit.load(y, place) if spec.reduction != "none" else None
-    emit.store(y, place, _combined(spec.reduction, old, new))
+    emit.store(y, place, _combined(spec, old, new))
 
 
 def _elements(spec: ScatterSpec, indices: Any, updates: Any, y: Any) -> None:

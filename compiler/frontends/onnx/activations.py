@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .converter import (
     Converter,
     OnnxNode,
@@ -38,6 +40,10 @@ def _prelu(c: Converter, node: OnnxNode) -> Result:
             "add",
             [c.emit(node, "maximum", [x, zero], "above"), c.emit(node, "mul", [below, slope], "slope")],
         )
+    known = c.constant(node, 1)
+    if known is None or not np.isfinite(known).all():  # zero times infinity is no number
+        negative = c.emit(node, "less", [x, c.scalar(node, "zero", 0, x)], "negative")
+        return c.emit(node, "where", [negative, c.emit(node, "mul", [x, slope], "slope"), x])
     below = c.emit(node, "clip", [x], "below", hi=0.0)
     return c.emit(node, "add", [_above(c, node, x), c.emit(node, "mul", [below, slope], "slope")])
 

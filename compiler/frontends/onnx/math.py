@@ -103,14 +103,15 @@ def _clip(c: Converter, node: OnnxNode) -> Result:
 
 
 def _clip_between(c: Converter, node: OnnxNode, x: str, lo: float, hi: float) -> Result:
-    if math.isinf(lo) and math.isinf(hi):
+    if (lo, hi) == (-math.inf, math.inf):
         return x
-    if c.type(x).dtype.startswith("float"):
+    bounded = lo < math.inf and hi > -math.inf
+    if bounded and c.type(x).dtype.startswith("float"):
         return c.emit(node, "clip", [x], lo=lo, hi=hi)
     bounds = [
         (op, np.array(bound, c.type(x).dtype))
-        for op, bound in (("maximum", lo), ("minimum", hi))
-        if math.isfinite(bound)
+        for op, bound, free in (("maximum", lo, -math.inf), ("minimum", hi, math.inf))
+        if bound != free
     ]
     for i, (op, bound) in enumerate(bounds):
         x = c.emit(
