@@ -40,7 +40,8 @@ def call_works(graph: Graph, node: Node, calls: Sequence[KernelCall]) -> tuple[W
     if node.op in ("coded_linear", "coded_gather"):
         return tuple(_coded(graph, node, call) for call in calls)
     if len(calls) == 1:
-        return (_whole(graph, node, calls[0]),)
+        whole = _whole(graph, node, calls[0])
+        return (replace(whole, weight_bytes=_turns(graph, node)) if node.op == "rope" else whole,)
     return tuple(_piece(graph, call) for call in calls)
 
 
@@ -94,6 +95,12 @@ def _piece(graph: Graph, call: KernelCall) -> Work:
 
 def _nbytes(graph: Graph, operand: Operand) -> int:
     return operand.nbytes if isinstance(operand, Weights | Temporary) else graph.type_of(operand).nbytes
+
+
+def _turns(graph: Graph, node: Node) -> int:
+    """Bytes of rope's tables, cos and sin, that its tokens need: a row for each."""
+    tokens, table = node.type.shape[0], graph.type_of(node.inputs[1])
+    return 2 * tokens * table.nbytes // int(table.shape[0])
 
 
 def _skipped(graph: Graph, node: Node) -> int:

@@ -179,6 +179,17 @@ def test_moving_data_reads_no_more_than_it_writes():
     assert works["part"] == Work(0, "float32", 4 * 2 * 25, 4 * 2 * 25, 0)
 
 
+def test_rope_reads_the_rows_of_its_tables_that_it_needs():
+    b = GraphBuilder("turned")
+    x, position = b.input("x", (3, 2, 8)), b.input("position", (1,), "int64")
+    cos, sin = (b.param(name, np.ones((500, 4), np.float32)) for name in ("cos", "sin"))
+    works, _ = works_of(
+        b.finish([b.add("rope", [x, cos, sin, position], name="rope")]), TARGETS["x86-64-avx2"]
+    )
+    assert works["rope"].weight_bytes == 2 * 3 * 4 * 4
+    assert works["rope"].read_bytes == 4 * 3 * 2 * 8 + 8
+
+
 def test_peak_kernels_do_nothing_but_multiply(tmp_path):
     """The loop of each holds as many of its instruction as it counts, on all targets with vectors of int8."""
     if which("objdump") is None:
