@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import emit
+from ..tiling import CACHE_LINE
 from .decode import repeated
 from .dot import add_products
 from .product import (
@@ -23,6 +24,9 @@ from .product import (
     rows_of,
 )
 from .spec import ATOM, VECTORS
+
+AHEAD = 2048
+"""Bytes that codes are fetched ahead: by itself the hardware begins anew with every page."""
 
 
 def emit_coded_vector(spec: CodedSpec, name: str) -> Any:
@@ -63,6 +67,9 @@ class _Vector(Product):
 
     def add(self, section: Any, first: Any, atoms: int, here: range) -> None:
         """The products of some atoms of a section, whose first atom of activations is `first`."""
+        if not here.start:
+            for line in range(0, self.p.section_bytes(atoms), CACHE_LINE):
+                emit.fetch(self.buffers["codes"], section + AHEAD + line)
         for j in range(VECTORS):
             pairs = [
                 (self.decoder.value(j, section, atoms, atom), self.activations(first + atom)) for atom in here
