@@ -11,6 +11,7 @@ from .spec import (
     ATOM,
     HALF,
     VECTORS,
+    Field,
     Packing,
     Values,
 )
@@ -40,6 +41,7 @@ class Decoder:
 
     def __init__(self, packing: Packing, values: Values, dot: str, codes: Any, side: Any) -> None:
         self.p, self.values, self.codes, self.side = packing, values, codes, side
+        self.layout = packing
         self.shuffles = dot != "portable"
         self.size = packing.vector_bytes
         self.tabled = packing.kind in ("fixed", "selector", "alpha")
@@ -147,19 +149,32 @@ class Decoder:
 
     def _code(self, j: int, section: Any, atoms: int, atom: int) -> Any:
         total: Any = None
-        low = 0
-        for plane, width in enumerate(self.p.planes):
-            at, shift, half = self._place(section, atoms, plane, atom, j)
-            field = self._from_half(at) if half else emit.load(self.codes, at, self.size)
-            part = self._field(field, shift - low, (2**width - 1) << low, shift + width < 8 or low > 0)
+        for field in self.layout.fields(atoms, atom):
+            at, place = self._place(section, field, j), field.place
+            if field.spread:
+                value, place = self._gathered(at, field.bits), place - field.bits + 1
+            else:
+                value = self._from_half(at) if field.half else emit.load(self.codes, at, self.size)
+            part = self._moved(value, place - field.low, (2**field.bits - 1) << field.low)
             total = part if total is None else emit.ib.bitwise_or(total, part)
-            low += width
         return total
 
-    def _place(self, section: Any, atoms: int, plane: int, atom: int, j: int) -> tuple[Any, int, bool]:
-        """Where a vector of an atom is in a plane, its lowest bit, whether in half a slice."""
-        at, shift, half = self.p.place(atoms, plane, atom)
-        return section + at + j * (self.size // 2 if half else self.size), shift, half
+    def _gathered(self, at: Any, count: int) -> Any:
+        """In each half of a byte: its highest bits in `count` slices, the last one's highest. Two atoms need
+        the same, and LLVM computes it once."""
+        highest, one = emit.splat(0x88, "uint8", self.size), emit.splat(1, "uint16", self.size // 2)
+        total: Any = None
+        for i in range(count):
+            value = emit.load(self.codes, at + i * self.layout.slice_bytes, self.size)
+            part = emit.ib.bitwise_and(value, highest)
+            if total is not None:
+                lower = emit.ib.shift_right(emit.bits(total, "uint16", self.size // 2), one)
+                part = emit.ib.bitwise_or(part, emit.bits(lower, "uint8", self.size))
+            total = part
+        return total
+
+    def _place(self, section: Any, field: Field, j: int) -> Any:
+        return section + field.at + j * (self.size // 2 if field.half else self.size)
 
     def _from_half(self, at: Any) -> Any:
         """A vector of half a slice: eight bytes of each row, then their upper halves."""
@@ -171,7 +186,7 @@ class Decoder:
         order = [at + i for row in rows for at in (row, size + row) for i in range(eight)]
         return emit.gather_lanes([low, high], tuple(order))
 
-    def _field(self, value: Any, shift: int, mask: int, inner: bool) -> Any:
+    def _moved(self, value: Any, shift: int, mask: int) -> Any:
         """Bits of each byte moved down by `shift` (up when negative), the others zero. There are no shifts of
         bytes: words are shifted, and what came from the neighbour is masked."""
         if shift:

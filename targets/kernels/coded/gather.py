@@ -15,6 +15,7 @@ from .spec import (
     ATOM,
     SECTION,
     VECTORS,
+    Field,
     Packing,
     Values,
 )
@@ -53,17 +54,17 @@ class _RowDecoder(Decoder):
     """Decodes one row: what is a vector for a block is the row's 128 bits of it here."""
 
     def __init__(self, packing: Packing, dot: str, codes: Any, side: Any) -> None:
-        self.block = packing
         super().__init__(replace(packing, lanes=4), Values(0, packing.top, True, 1), dot, codes, side)
+        self.layout = packing
 
     def begin_row(self, row: Any) -> None:
         """Everything that follows is of this row."""
-        lanes = self.block.lanes
+        lanes = self.layout.lanes
         self.row, self.rows_block, inner = row, row // lanes, row % lanes
         self.vector, self.part = inner % VECTORS, inner // VECTORS
 
     def begin_group(self, block: Any, group: Any) -> None:
-        b = self.block
+        b = self.layout
         at = self.rows_block * b.groups + group
         if b.kind == "selector":
             shift = emit.cast(2 * (self.vector * (b.lanes // 4) + self.part), b.selector_dtype, 1)
@@ -77,10 +78,9 @@ class _RowDecoder(Decoder):
             zero = emit.load(self.side, at * b.lanes + self.row % b.lanes)
             self._put_table(0, emit.splat(0, "uint8", ATOM) - emit.splat(zero, "uint8", ATOM))
 
-    def _place(self, section: Any, atoms: int, plane: int, atom: int, j: int) -> tuple[Any, int, bool]:
-        at, shift, half = self.block.place(atoms, plane, atom)
-        vector, part = (size // (2 if half else 1) for size in (self.block.vector_bytes, ATOM))
-        return section + at + self.vector * vector + self.part * part, shift, half
+    def _place(self, section: Any, field: Field, j: int) -> Any:
+        vector, part = (size // (2 if field.half else 1) for size in (self.layout.vector_bytes, ATOM))
+        return section + field.at + self.vector * vector + self.part * part
 
 
 class _Gather:

@@ -89,18 +89,25 @@ def _section(p: Packing, vectors: np.ndarray) -> np.ndarray:
     """uint8 [blocks, section bytes] of codes [blocks, atoms, j, bytes]."""
     blocks, atoms = vectors.shape[:2]
     result = np.zeros((blocks, p.section_bytes(atoms)), np.uint8)
-    low = 0
-    for plane, width in enumerate(p.planes):
-        for atom in range(atoms):
-            at, shift, half = p.place(atoms, plane, atom)
-            field = (vectors[:, atom] >> low & 2**width - 1) << shift
-            if half:
-                eights = field.reshape(blocks, -1, 2, ATOM // 2)
-                field = eights[:, :, 0] | eights[:, :, 1] << HALF
-            field = field.reshape(blocks, -1)
-            result[:, at : at + field.shape[1]] |= field
-        low += width
+    for atom in range(atoms):
+        for field in p.fields(atoms, atom):
+            bits = vectors[:, atom] >> field.low & 2**field.bits - 1
+            if field.spread:
+                for i in range(field.bits):
+                    _add(result, field.at + i * p.slice_bytes, (bits >> i & 1) << field.place)
+                continue
+            bits <<= field.place
+            if field.half:
+                eights = bits.reshape(blocks, -1, 2, ATOM // 2)
+                bits = eights[:, :, 0] | eights[:, :, 1] << HALF
+            _add(result, field.at, bits)
     return result
+
+
+def _add(sections: np.ndarray, at: int, bits: np.ndarray) -> None:
+    """Sets bits [blocks, ...] from byte `at` on of sections [blocks, bytes]."""
+    bits = bits.reshape(len(sections), -1)
+    sections[:, at : at + bits.shape[1]] |= bits
 
 
 def pack_scale(packing: Packing, coded: Coded) -> np.ndarray:

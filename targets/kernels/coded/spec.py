@@ -6,9 +6,13 @@ look-up, which x86 does within 128 bits, has the table of one row in each part, 
 four 32-bit words, also within 128 bits, gives vectors whose lanes are the rows in order.
 
 A section is eight atoms of a row at most, all of one group or whole groups. Its bits lie in planes: codes of
-3 bits are a plane of 2 and one of 1. A slice, one vector of a plane, holds 8 / width atoms, the first in the
+6 bits are a plane of 4 and one of 2. A slice, one vector of a plane, holds 8 / width atoms, the first in the
 lowest bits. Where a plane ends with four bits of a byte or fewer, its last slice is half a vector: bytes hold
 these bits of a weight in their lower half and of the weight eight further on in the upper.
+
+Codes of 3 bits are a plane of 2 and one of 1 in sections of fewer than eight atoms. Eight atoms fill three
+slices: six have half of each byte but its highest bit, and two those bits, one of each slice. That takes two
+thirds of the instructions to decode.
 
     codes      [block][section][plane][slice][j][vector]
     scale      [block][group][row]      float16, float32 or uint8
@@ -31,7 +35,23 @@ VECTORS = 4
 HALF = 4
 """Bits of a byte of half a slice that belong to one weight."""
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+WHOLE = {3: (3,), 7: (4, 3)}
+"""In sections of eight atoms, where that differs."""
 KINDS = ("offset", "fixed", "selector", "zero", "alpha")
+
+
+@dataclass(frozen=True)
+class Field:
+    """Some bits of a code: `bits` of them from `low` on, at `place` in each byte of the vector that lies `at`
+    so many bytes from the section's first, for j = 0. `spread`: one bit at `place` of each of as many slices.
+    """
+
+    at: int
+    place: int
+    bits: int
+    low: int
+    half: bool = False
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,10 +98,6 @@ class Packing:
         return -(-self.n // self.lanes)
 
     @property
-    def planes(self) -> tuple[int, ...]:
-        return PLANES[self.bits]
-
-    @property
     def vector_bytes(self) -> int:
         return 4 * self.lanes
 
@@ -99,26 +115,40 @@ class Packing:
         full, rest = divmod(atoms, SECTION)
         return (SECTION,) * full + ((rest,) if rest else ())
 
+    def planes(self, atoms: int) -> tuple[int, ...]:
+        """Their widths, in a section of `atoms`."""
+        return WHOLE.get(self.bits, PLANES[self.bits]) if atoms == SECTION else PLANES[self.bits]
+
     def half_slices(self, atoms: int, width: int) -> int:
         """Of a plane of a section: two for each slice, one for a last one of which half is enough."""
         full, rest = divmod(atoms * width, 8)
         return 2 * full + -(-rest // HALF)
 
     def section_bytes(self, atoms: int) -> int:
-        halves = sum(self.half_slices(atoms, width) for width in self.planes)
-        return halves * VECTORS * self.vector_bytes // 2
+        halves = sum(self.half_slices(atoms, width) for width in self.planes(atoms))
+        return halves * self.slice_bytes // 2
 
     def bytes_of(self, atoms: int) -> int:
         return sum(self.section_bytes(size) for size in self.sections(atoms))
 
-    def place(self, atoms: int, plane: int, atom: int) -> tuple[int, int, bool]:
-        """Of an atom's codes in a plane: byte offset of vector j = 0 in a section of `atoms`, lowest bit, and
-        whether the slice is half a vector."""
-        before = sum(self.half_slices(atoms, width) for width in self.planes[:plane])
-        width = self.planes[plane]
-        slice_, field = divmod(atom, 8 // width)
-        half = 2 * slice_ + 1 == self.half_slices(atoms, width)
-        return (before + 2 * slice_) * VECTORS * self.vector_bytes // 2, field * width, half
+    @property
+    def slice_bytes(self) -> int:
+        return VECTORS * self.vector_bytes
+
+    def fields(self, atoms: int, atom: int) -> list[Field]:
+        """Where the code of an atom is in a section of `atoms`, lowest bits first."""
+        found, halves, low = [], 0, 0
+        for width in self.planes(atoms):
+            count, at = self.half_slices(atoms, width), halves * self.slice_bytes // 2
+            if width == 3 and atom >= 6:
+                found.append(Field(at, atom % 2 * 4 + 3, 3, low, spread=True))
+            else:
+                slice_, field = divmod(atom, 2 if width == 3 else 8 // width)
+                place = field * (4 if width == 3 else width)
+                half = 2 * slice_ + 1 == count
+                found.append(Field(at + slice_ * self.slice_bytes, place, width, low, half))
+            halves, low = halves + count, low + width
+        return found
 
     @property
     def periods(self) -> tuple[int, int]:
