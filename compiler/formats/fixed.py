@@ -6,6 +6,7 @@ levels a value lies: one look-up in 512 entries finds the nearest of any table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -28,26 +29,37 @@ def lookup(table: tuple[int, ...]) -> np.ndarray:
     return np.abs(middles[:, None] - np.asarray(table)).argmin(1).astype(np.uint8)
 
 
-def chooser(tables: np.ndarray, parameters: Parameters) -> Choose:
-    """The nearest level in each group's table, parameters.side (None: the first); tables int8 [T, L]."""
-    lookups = np.stack([lookup(tuple(table)) for table in tables.tolist()]).reshape(-1)
+@lru_cache(maxsize=64)
+def _lookups(tables: bytes, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of so many tables of int8: codes uint8 and levels float32, both [count * 512]."""
+    each = np.frombuffer(tables, np.int8).reshape(count, -1)
+    codes = np.stack([lookup(tuple(table)) for table in each.tolist()])
+    levels = np.take_along_axis(each, codes.astype(np.intp), 1)
+    return codes.reshape(-1), levels.astype(np.float32).reshape(-1)
+
+
+def _places(parameters: Parameters) -> Callable[[np.ndarray], np.ndarray]:
+    """Where values [m, c] lie in these, each in its own group's table (parameters.side; None: the first)."""
     scale, side = parameters.scale, parameters.side
     halves = np.divide(2, scale, out=np.zeros_like(scale), where=scale != 0)[:, None]
     middle = np.float32(HALVES // 2)
-    offset = None if side is None else side.astype(np.intp)[:, None] * HALVES
+    offset = middle if side is None else (middle + side * np.float32(HALVES))[:, None]
 
-    def choose(values: np.ndarray) -> np.ndarray:
+    def places(values: np.ndarray) -> np.ndarray:
         found = values * halves
         np.floor(found, out=found)
         np.maximum(found, -middle, out=found)
         np.minimum(found, middle - 1, out=found)
-        found += middle
-        places = found.astype(np.intp)
-        if offset is not None:
-            places += offset
-        return np.take(lookups, places)
+        found += offset
+        return found.astype(np.int32).astype(np.intp)
 
-    return choose
+    return places
+
+
+def chooser(tables: np.ndarray, parameters: Parameters) -> Choose:
+    """The nearest level in each group's table; tables int8 [T, L]."""
+    codes, places = _lookups(tables.tobytes(), len(tables))[0], _places(parameters)
+    return lambda values: codes.take(places(values))
 
 
 def fit(
@@ -91,19 +103,17 @@ def _better(
     best: Parameters,
     error: np.ndarray,
 ) -> tuple[Parameters, np.ndarray]:
-    found = squared(groups - tried.scale[:, None] * nearest_levels(groups, tables, tried), importance)
+    lacking = nearest_levels(groups, tables, tried)
+    lacking *= tried.scale[:, None]
+    np.subtract(groups, lacking, out=lacking)
+    found = squared(lacking, importance)
     better = found < error
     return best.where(better, tried), np.where(better, found, error)
 
 
 def nearest_levels(groups: np.ndarray, tables: np.ndarray, parameters: Parameters) -> np.ndarray:
     """float32 [m, g]: the levels that `chooser` finds."""
-    codes = chooser(tables, parameters)(groups)
-    if parameters.side is None or len(tables) == 1:
-        return np.take(tables[0].astype(np.float32), codes)
-    width = tables.shape[1]
-    places = codes + parameters.side.astype(np.intp)[:, None] * width
-    return np.take(tables.astype(np.float32).reshape(-1), places)
+    return _lookups(tables.tobytes(), len(tables))[1].take(_places(parameters)(groups))
 
 
 def squared(errors: np.ndarray, importance: np.ndarray | None) -> np.ndarray:

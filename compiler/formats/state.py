@@ -17,7 +17,8 @@ from .scales import Store
 @dataclass
 class State:
     """codes uint8 [k, n] and levels float32 [k, n] (without scale), column by column of the weight; for each
-    group of a row its Parameters [n], the function that chooses codes, and its tables float32 [n * 2^bits].
+    group of a row its Parameters [n], the function that chooses codes, and its tables float32 [n * 2^bits],
+    in which those of row i begin at rows[i].
     """
 
     format: Format
@@ -27,12 +28,13 @@ class State:
     parameters: dict[int, Parameters]
     choosers: dict[int, Callable[[np.ndarray], np.ndarray]]
     tables: dict[int, np.ndarray]
+    rows: np.ndarray
 
     @staticmethod
     def empty(format: Format, weight: np.ndarray, store: Store) -> State:
         n, k = weight.shape
         codes, levels = np.zeros((k, n), np.uint8), np.zeros((k, n), np.float32)
-        return State(format, store, codes, levels, {}, {}, {})
+        return State(format, store, codes, levels, {}, {}, {}, np.arange(n) << format.bits)
 
     def fit(self, block: Block, values: np.ndarray, importance: np.ndarray) -> None:
         """Scales and tables for a group whose weights are now values [n, g], in the block's order."""
@@ -58,9 +60,9 @@ class State:
     def choose(self, block: Block, place: int, values: np.ndarray) -> np.ndarray:
         """The nearest levels to values [n] become those of the block's column; float32 [n], with scale."""
         codes = self.choosers[block.group](values[:, None])[:, 0]
-        column, rows = block.columns[place], np.arange(len(codes)) << self.format.bits
+        column = block.columns[place]
         self.codes[column] = codes
-        level = self.levels[column] = np.take(self.tables[block.group], rows + codes)
+        level = self.levels[column] = self.tables[block.group].take(self.rows + codes)
         decoded: np.ndarray = level * self.parameters[block.group].scale
         return decoded
 

@@ -14,8 +14,8 @@ from .state import State
 
 ENOUGH = 2e-3
 """A sweep that takes less than this share off the error is the last one."""
-STRIPE = 128
-"""Columns after which all others hear of the changes."""
+STRIPE = 16
+"""Columns after which the others of their group hear of the changes."""
 
 
 def sweep(weight: np.ndarray, hessian: np.ndarray, state: State) -> bool:
@@ -28,41 +28,52 @@ def sweep(weight: np.ndarray, hessian: np.ndarray, state: State) -> bool:
     gained, width = 0.0, state.format.width(weight.shape[1])
     for first, count, size in spans(state.format, weight.shape[1]):
         for group in range(first, first + count):
-            block = Block(group, np.arange(group * width, group * width + size))
-            gained += _codes(block, hessian, slope, state)
-            gained += _scale(block, hessian, slope, state) if state.free_scales else 0.0
+            gained += _group(group, slice(group * width, group * width + size), hessian, slope, state)
     return gained > ENOUGH * before
 
 
-def _codes(block: Block, hessian: np.ndarray, slope: np.ndarray, state: State) -> float:
-    """Better codes for a group, slope float32 [n, k] kept up to date. The error that this takes off."""
-    gained = 0.0
-    scale = state.parameters[block.group].scale
-    for begin in range(0, len(block.columns), STRIPE):
-        columns = block.columns[begin : begin + STRIPE]
-        inner = hessian[np.ix_(columns, columns)]
-        local = np.ascontiguousarray(slope[:, columns].T)
-        change = np.empty_like(local)
-        for j, column in enumerate(columns):
-            before = state.levels[column] * scale
-            wanted = before + local[j] / inner[j, j]
-            step = change[j] = state.choose(block, begin + j, wanted) - before
-            gained += float(step @ (2 * local[j] - inner[j, j] * step))
-            local[j:] -= inner[j, j:, None] * step
-        slope -= change.T @ hessian[columns]
+def _group(group: int, columns: slice, hessian: np.ndarray, slope: np.ndarray, state: State) -> float:
+    """Better codes and a better scale for a group, slope float32 [n, k] kept up to date. The error that this
+    takes off."""
+    inner = hessian[columns, columns]
+    local = np.ascontiguousarray(slope[:, columns].T)
+    change, gained = _codes(Block(group, np.arange(columns.start, columns.stop)), inner, local.copy(), state)
+    if state.free_scales:
+        local -= inner @ change
+        step, more = _scale(group, state.levels[columns], inner, local, state)
+        change += state.levels[columns] * step
+        gained += more
+    slope -= change.T @ hessian[columns]
     return gained
 
 
-def _scale(block: Block, hessian: np.ndarray, slope: np.ndarray, state: State) -> float:
-    """A better scale for a group, where rounding it does not undo the gain."""
-    first, last = block.columns[0], block.columns[-1] + 1
-    levels, parameters = state.levels[first:last].T, state.parameters[block.group]
-    size = np.einsum("ng,ng->n", levels @ hessian[first:last, first:last], levels)
-    along = np.einsum("ng,ng->n", levels, slope[:, first:last])
-    wanted = parameters.scale + np.divide(along, size, out=np.zeros_like(along), where=size > 0)
-    step = state.store.real(wanted) - parameters.scale
+def _codes(block: Block, inner: np.ndarray, local: np.ndarray, state: State) -> tuple[np.ndarray, float]:
+    """Better codes; what they add to the decoded weights float32 [g, n], and the error that this takes off.
+    local float32 [g, n] is the slope along the group's columns, and is used up."""
+    gained, scale = 0.0, state.parameters[block.group].scale
+    change = np.empty_like(local)
+    for begin in range(0, len(local), STRIPE):
+        end = min(begin + STRIPE, len(local))
+        for j in range(begin, end):
+            before = state.levels[block.columns[j]] * scale
+            step = change[j] = state.choose(block, j, before + local[j] / inner[j, j]) - before
+            gained += float(step @ (2 * local[j] - inner[j, j] * step))
+            local[j + 1 : end] -= inner[j, j + 1 : end, None] * step
+        local[end:] -= inner[end:, begin:end] @ change[begin:end]
+    return change, gained
+
+
+def _scale(
+    group: int, levels: np.ndarray, inner: np.ndarray, local: np.ndarray, state: State
+) -> tuple[np.ndarray, float]:
+    """A better scale, where rounding it does not undo the gain: what is added to it [n], and the error that
+    this takes off."""
+    scale = state.parameters[group].scale
+    size = np.einsum("gn,gn->n", inner @ levels, levels)
+    along = np.einsum("gn,gn->n", levels, local)
+    wanted = scale + np.divide(along, size, out=np.zeros_like(along), where=size > 0)
+    step = state.store.real(wanted) - scale
     gain = step * (2 * along - size * step)
     step = np.where(gain > 0, step, 0)
-    slope -= (levels * step[:, None]) @ hessian[first:last]
-    state.rescale(block.group, parameters.scale + step)
-    return float(np.maximum(gain, 0).sum())
+    state.rescale(group, scale + step)
+    return step, float(np.maximum(gain, 0).sum())
