@@ -40,6 +40,7 @@ def encode_layers(
     samples: Samples | None = None,
     options: EncodeOptions | None = None,
     *,
+    known: Mapping[str, LayerCodes] | None = None,
     folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Found:
@@ -47,10 +48,11 @@ def encode_layers(
 
     Layers are `linear` and `gather` nodes with a float32 matrix; a gather gets codes of least squared error.
     Layers that share a matrix get codes for what the linear ones among them read in the float network: a
-    head's errors reach the logits, those of a row of embeddings hardly do. Finished layers are kept in
-    `folder`; a run with the same arguments goes on there. `progress(done, all, layer)` is called after each
-    layer. Raises InputError for formats of what is no layer, shared matrices with different formats, samples
-    that do not fit, and for a folder of another run.
+    head's errors reach the logits, those of a row of embeddings hardly do. So their codes do not depend on
+    other layers' formats: those `known` from another run, by layer, are not made again. Finished layers are
+    kept in `folder`; a run with the same arguments goes on there. `progress(done, all, layer)` is called
+    after each layer. Raises InputError for formats of what is no layer, shared matrices with different
+    formats, samples that do not fit, and for a folder of another run.
     """
     options = options or EncodeOptions()
     layers = coded_layers(graph, formats)
@@ -62,7 +64,7 @@ def encode_layers(
     if all(name in kept for name in names):
         found = _all_kept(graph, layers, kept)
     else:
-        found = _Walk(LayerCoder(graph, formats, options), layers, runs, kept).codes()
+        found = _Walk(LayerCoder(graph, formats, options), layers, runs, kept, known or {}).codes()
     for done, (layer, codes) in enumerate(found, 1):
         if progress:
             progress(done, len(layers), layer)
@@ -126,7 +128,9 @@ class _Walk:
         layers: Sequence[Node],
         runs: Sequence[Mapping[str, np.ndarray]],
         kept: KeptCodes,
+        known: Mapping[str, LayerCodes],
     ) -> None:
+        self.known = known
         self.coder, self.graph, self.layers, self.runs, self.kept = coder, coder.graph, layers, runs, kept
         self._uses = Counter(matrix_of(self.graph, node) for node in layers)
         self._shared: dict[str | None, LayerCodes] = {}
@@ -179,7 +183,7 @@ class _Walk:
         if self._uses[matrix] == 1:
             return self._coded_together([node])[node.name]
         if matrix not in self._shared:
-            self._shared[matrix] = self._coded_for_all(node)
+            self._shared[matrix] = self.known.get(node.name) or self._coded_for_all(node)
         codes = self._shared[matrix]
         self.kept.put(node.name, codes)
         return codes

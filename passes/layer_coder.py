@@ -91,13 +91,13 @@ class LayerCoder:
         drift = inputs.drift
         if factors is not None and drift is not None:
             drift = drift / np.outer(factors, factors).astype(np.float32)
-        code = self._coder(hessian, drift)
+        code, metric = self._coder(hessian, drift), hessian.astype(np.float32)
         made = {}
         for node in group:
             weight = self.weight(node) if factors is None else self.weight(node) * factors
             coded = code(weight, self.formats[node.name])
-            size = output_error(weight, np.zeros_like(weight), hessian).sum()
-            error = output_error(weight, decode(coded), hessian).sum() / (size or 1.0)
+            size = output_error(weight, np.zeros_like(weight), metric).sum()
+            error = output_error(weight, decode(coded), metric).sum() / (size or 1.0)
             made[node.name] = LayerCodes(coded, factors, float(error))
         return made
 

@@ -73,7 +73,7 @@ def searched(result: BitSearchResult) -> tuple[Table, Table]:
     rows = (
         (f"artifact {result.artifact}", size(result.size_bytes)),
         ("bits per weight", f"{result.best.bits:.3f}"),
-        (f"KL over {result.judged_tokens} tokens, codes as compiled", f"{result.kl:.5f}"),
+        (f"KL over {result.judged_tokens} tokens", f"{result.best.kl:.5f}"),
         *([] if result.decode is None else [("decode, one thread", f"{result.decode:.1f} tok/s")]),
         *((f"layers in {name}", str(count)) for name, count in _counts(result).items()),
     )

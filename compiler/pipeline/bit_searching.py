@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,10 +16,10 @@ from ..artifact import check_replaceable, open, read_manifest
 from ..artifact.manifest import MANIFEST
 from ..errors import TargetError
 from ..files import write_whole
-from ..formats import decode, format_of
+from ..formats import format_of
 from ..frontends.language.model import LanguageModel
 from ..plan import Plan
-from .coding import TOKENS, text_runs
+from .coding import TOKENS, text_runs, windows
 from .decode_times import decode_times
 from .models import Progress, cross_compile
 from .speeds import speeds
@@ -32,20 +31,21 @@ if TYPE_CHECKING:
     from ...search.bits.units import Unit
 
 FORMATS = (
-    *("int2:64", "bitmod3:192", "bitmod3:128", "bitmod3:64", "bitmod3:32"),
+    *("bcq2:192", "bitmod3:192", "bitmod3:128", "bitmod3:64", "bitmod3:32"),
     *("bitmod4:64", "int5:64", "int6:64", "int8:64"),
 )
 """A ladder from 2 to 8 bits. Smaller groups take off as much error for a bit as wider codes do, and layers
 need steps as fine as they differ. Most widths are multiples of 128 or 192; what the last group of a row lacks
-is stored all the same: of 576 inputs bitmod3:128 takes 3.4 bits a weight, bitmod3:64 3.2. Whole rows are not
+is stored all the same: of 576 inputs bitmod3:128 takes 3.4 bits a weight, bitmod3:64 3.2. Groups of 24 would
+take 3 % off the KL of a mix of 3.5 bits, by the table, but decode in 1.6 times the time. Whole rows are not
 among them: activations would have one scale for a token, and lose more than the weights gain.
 """
-TRIALS = 8
+TRIALS = 4
 JUDGED = 4
-"""Of so many windows of the text one judges; the others make the table and the codes."""
+"""Of so many windows one judges; the others make the table and the codes."""
 READ = TOKENS * JUDGED // (JUDGED - 1)
 """Tokens: so that codes rest on as many as those of `compile`."""
-BEST, PLAN_FILE, RESULT_FILE, CODES = "best", "plan.json", "search.json", "codes"
+BEST, PLAN_FILE, RESULT_FILE = "best", "plan.json", "search.json"
 LIBRARY_BYTES = 1_000_000
 """Of model.so and manifest.json, before they are known."""
 ROUNDS = 3
@@ -54,8 +54,8 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class BitPoint:
-    """A plan that was measured: `bits` per coded weight with all metadata; `kl` in nats per token, of layers
-    that were coded one by one, each for what it reads in the float model."""
+    """A plan that was measured: `bits` per coded weight with all metadata; `kl` in nats per token, of codes
+    as they are in an artifact."""
 
     name: str
     bits: float
@@ -65,9 +65,9 @@ class BitPoint:
 
 @dataclass(frozen=True)
 class BitSearchResult:
-    """`best` of `points`; `kl`: of its codes as they are in the artifact, None where nothing was coded.
-    `met`: whether the bound is kept; `decode`: single tokens per second of the artifact, one thread, None
-    where the bound is another; `size_bytes` of the artifact; `went_on`: trials of an earlier run.
+    """`best` of `points`; `met`: whether the bound is kept; `decode`: single tokens per second of the
+    artifact, one thread, None where the bound is another; `size_bytes` of the artifact; `went_on`: trials of
+    an earlier run.
     """
 
     model: str
@@ -76,7 +76,6 @@ class BitSearchResult:
     formats: tuple[str, ...]
     met: bool
     best: BitPoint
-    kl: float
     size_bytes: int
     judged_tokens: int
     decode: float | None
@@ -113,13 +112,15 @@ def search_bits(
     weights with compensated errors, and compiles. Writes to `out`: best/ (the artifact), plan.json,
     search.json, and what a killed search goes on from.
 
-    calibration  a text such as the model is for; a quarter of its windows is held back to judge plans on
+    calibration  a text such as the model is for
     constraints  one of size<=60MB, size<=0.3x, bits<=3.5, kl<=0.02
     formats      what a layer can become
     table        curvature, output, shiftadd or measured (search/bits/tables.py)
-    trials       plans whose KL is measured; the first is the exact allocation for the table
-    tokens       of the text that are read; the model's float32 weights are held in memory meanwhile
-    encode       how the chosen plan's weights are coded
+    trials       plans that are coded and whose KL is measured, at most; the first is the exact allocation for
+                 the table. Each takes as long as `compile`, and room for its codes in `out` meanwhile
+    tokens       of the text that are read: three quarters from its beginning for table and codes, a quarter
+                 at even steps through what is left, to judge on. The float32 weights are held in memory
+    encode       how weights are coded
 
     Raises InputError (bounds and formats, a text that is too short, a folder of another search), OutputError.
     """
@@ -131,7 +132,12 @@ def search_bits(
 
     place, report = Path(out), progress or (lambda stage, done, total: None)
     settings = BitSettings(
-        parse_bound(constraints), tuple(dict.fromkeys(map(format_of, formats))), table, trials, seed
+        parse_bound(constraints),
+        tuple(dict.fromkeys(map(format_of, formats))),
+        table,
+        trials,
+        seed,
+        encode or EncodeOptions(),
     )
     check_replaceable(place / BEST)
     table_runs, judge_runs = text_windows(model, calibration, tokens)
@@ -144,7 +150,7 @@ def search_bits(
             raise TargetError(f"this machine cannot time code for {target}: give a bound on size, bits or KL")
         times = decode_times(model, units, settings.formats, place, report)
     search = BitSearch(graph, table_runs, judge_runs, settings, place, report, times)
-    return _Finish(model, search, table_runs, encode or EncodeOptions(), place, target, report).result()
+    return _Finish(model, search, place, target, report).result()
 
 
 def _beside(model: LanguageModel, units: Sequence[Unit]) -> tuple[int, int]:
@@ -160,12 +166,15 @@ def _beside(model: LanguageModel, units: Sequence[Unit]) -> tuple[int, int]:
 def text_windows(
     model: LanguageModel, text: str, tokens: int
 ) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
-    """The text's first tokens as runs of the whole graph: to make tables of, and to judge on. Raises
-    InputError for a text that is too short, or a model without a tokenizer.
+    """The text's first tokens as runs of the whole graph, to make the table and the codes of; and runs at
+    even steps through what is left, to judge on: windows between the first would flatter codes that were made
+    for their neighbours. Raises InputError for a text that is too short, or a model without a tokenizer.
     """
     runs = text_runs(model, text, tokens, JUDGED)
-    judged = runs[JUDGED - 1 :: JUDGED]
-    return [run for i, run in enumerate(runs) if i % JUDGED != JUDGED - 1], judged
+    size, count = len(runs[0]["tokens"]), len(runs) // JUDGED
+    made = runs[: len(runs) - count]
+    left = windows(model.tokens_of(text)[len(made) * size :], size)
+    return made, [left[i * len(left) // count] for i in range(count)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +183,6 @@ class _Finish:
 
     model: LanguageModel
     search: BitSearch
-    runs: Sequence[dict[str, np.ndarray]]
-    options: EncodeOptions
     place: Path
     target: str
     report: Progress
@@ -187,7 +194,7 @@ class _Finish:
         for _ in range(ROUNDS):
             found = search.best(others, in_float, slower)
             best = found or search.closest
-            kl = self._built(best)
+            self._build(best)
             size = self._size()
             fits = bound.kind != "size" or size <= bound.limit * (in_float if bound.relative else 1)
             if search.times is not None:
@@ -197,8 +204,8 @@ class _Finish:
             if fits or found is None:
                 break
             others = size - best.bytes
-        met = found is not None and fits and (bound.kind != "kl" or kl <= bound.limit)
-        return self._written(best, kl, size, met, decode)
+        met = found is not None and fits and (bound.kind != "kl" or best.kl <= bound.limit)
+        return self._written(best, size, met, decode)
 
     def _decode(self) -> float:
         """Tokens per second of the artifact, one thread."""
@@ -211,37 +218,20 @@ class _Finish:
 
         return plan_of(self.search.graph, self.search.units, best.choices)
 
-    def _built(self, best: Trial) -> float:
-        """Codes the plan's weights and writes the artifact; the KL of these codes."""
-        from ...passes.encode_layers import encode_layers
-
-        search, plan = self.search, self._plan(best)
-        formats = {layer: format for layer, (format, _) in plan.coded.items()}
-        name = hashlib.sha256(
-            f"{search.memory.identity} {plan.to_text()} {self.options}".encode()
-        ).hexdigest()
-        codes = encode_layers(
-            search.graph,
-            formats,
-            self.runs,
-            self.options,
-            folder=self.place / CODES / name[:16],
-            progress=lambda done, total, layer: self.report("coding weights", done, total),
-        )
-        coded = {layer: each.coded for layer, each in codes}
-        matrices = {unit.matrix: decode(coded[unit.name]) for unit in search.units}
-        kl = search.judge.kl(matrices, formats)
-        del matrices
+    def _build(self, best: Trial) -> None:
+        """Writes the artifact, of the codes that the plan was judged with."""
+        plan = self._plan(best)
+        coded = self.search.codes.of({layer: format for layer, (format, _) in plan.coded.items()})
         artifact = self.place / BEST
         cross_compile(self.model, artifact, target=self.target, plan=plan, coded=coded, progress=self.report)
-        return kl
 
     def _size(self) -> int:
         place = self.place / BEST
         files = read_manifest(place).files.values()
         return sum(file.bytes for file in files) + (place / MANIFEST).stat().st_size
 
-    def _written(self, best: Trial, kl: float, size: int, met: bool, decode: float | None) -> BitSearchResult:
+    def _written(self, best: Trial, size: int, met: bool, decode: float | None) -> BitSearchResult:
+        from ...search.bits.search import CODES
         from ...search.bits.trials import pareto
 
         search, plan = self.search, self._plan(best)
@@ -254,7 +244,6 @@ class _Finish:
             formats=tuple(map(str, search.settings.formats)),
             met=met,
             best=point[id(best)],
-            kl=kl,
             size_bytes=size,
             judged_tokens=search.judge.tokens,
             decode=decode,

@@ -127,4 +127,9 @@ def text_runs(model: LanguageModel, text: str, tokens: int, pieces: int = 1) -> 
             f"the calibration text has {len(ids)} tokens, too few: give at least {LEAST_WINDOW * pieces}, "
             "better some thousands"
         )
+    return windows(ids, size)
+
+
+def windows(ids: Sequence[int], size: int) -> Runs:
+    """The tokens as runs of so many; what is left at the end is not read."""
     return [{"tokens": np.array(ids[i : i + size], np.int64)} for i in range(0, len(ids) - size + 1, size)]

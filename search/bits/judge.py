@@ -1,5 +1,5 @@
-"""How far a language model moves when its weights are coded: KL from the float model on some texts, and how
-much each output of each layer counts for it.
+"""How far a language model moves when its weights are coded: KL from the float model on some texts, what each
+layer adds to it, and how much each output of each layer counts for it.
 
 Everything runs in the reference executor; the weights are held once. What coded layers read is rounded to
 int8 as the compiled ones do, with one scale for each group of a token.
@@ -7,7 +7,7 @@ int8 as the compiled ones do, with one scale for each group of a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -51,17 +51,35 @@ class Judge:
         """Mean over all tokens of KL(float || with these matrices in place of its own), nats; linear layers
         in `formats` read int8. Raises InputError where the logits are no numbers.
         """
+        params, total = _tensors(replaced), 0.0
+        for run, wanted in zip(self.runs, self._wanted, strict=True):
+            total += sum(float(part) for part in _divergence(wanted, self._logits(run, params, formats)))
+        return self._mean(total)
+
+    def shares(
+        self, replaced: Mapping[str, np.ndarray], formats: Mapping[str, Format]
+    ) -> tuple[float, dict[str, float]]:
+        """KL as above, and of each layer in `formats` that reads one of the matrices half the slope of KL
+        along what the matrix adds to the layer's outputs: where KL is quadratic these sum to it (Euler). One
+        backward pass in all; rounding of inputs is passed through. Raises InputError as `kl`.
+        """
         import torch
 
-        params = {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in replaced.items()}
-        total = 0.0
+        params, total = _tensors(replaced), 0.0
+        layers = [node for node in self.graph.nodes if node.name in formats and {*node.inputs} & {*params}]
+        found = dict.fromkeys((node.name for node in layers), 0.0)
         for run, wanted in zip(self.runs, self._wanted, strict=True):
-            found = self._logits(run, params, formats)
-            for begin in range(0, len(wanted), ROWS):
-                theirs, ours = (
-                    each[begin : begin + ROWS].double().log_softmax(-1) for each in (wanted, found)
-                )
-                total += float((theirs.exp() * (theirs - ours)).sum())
+            moved: dict[str, Any] = {}
+            with torch.enable_grad():
+                kept = self._forward(run, params, [node.output for node in layers], formats, moved)
+                parts = list(_divergence(wanted, kept[self.graph.outputs[0]]))
+                slopes = torch.autograd.grad(sum(parts), [kept[node.output] for node in layers])
+            total += sum(float(part.detach()) for part in parts)
+            for node, slope in zip(layers, slopes, strict=True):
+                found[node.name] += float((slope * moved[node.output]).sum()) / 2
+        return self._mean(total), {layer: self._mean(share) for layer, share in found.items()}
+
+    def _mean(self, total: float) -> float:
         if not np.isfinite(total):
             raise InputError(f"the logits of {self.graph.name!r} with coded weights are not all numbers")
         return total / self.tokens
@@ -80,8 +98,9 @@ class Judge:
         params: Mapping[str, Any],
         watched: Sequence[str],
         formats: Mapping[str, Format],
+        moved: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Values that are alive at the end, and those watched."""
+        """Values that are alive at the end, and those watched; `moved` gets what `params` add to these."""
         import torch
 
         values: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in run.items()}
@@ -91,12 +110,16 @@ class Judge:
             op = OPS[node.op]
             args = [self._value(v, values, params) if v else None for v in node.inputs]
             if node.op == "linear" and node.name in formats:
-                args[0] = rounded_inputs(args[0], formats[node.name])
+                args[0] = _rounded(args[0], formats[node.name])
             result = op.reference(args, op.complete(node.attrs))
             for value, tensor in zip(
                 node.outputs, result if isinstance(result, tuple) else (result,), strict=True
             ):
                 values[value] = _watched(tensor) if value in watched else tensor
+            if moved is not None and node.outputs[0] in watched:
+                own = [self.params[v] if v in params else a for v, a in zip(node.inputs, args, strict=True)]
+                with torch.no_grad():
+                    moved[node.output] = values[node.output] - op.reference(own, op.complete(node.attrs))
             for v in node.inputs:
                 if last[v] == i and v not in kept:
                     values.pop(v, None)
@@ -142,6 +165,25 @@ class Judge:
             rows += len(logits)
             step(done, len(self.runs))
         return {layer: each / (rows * draws) for layer, each in total.items()}
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()}
+
+
+def _divergence(wanted: Any, found: Any) -> Iterator[Any]:
+    """Sums over tokens of KL(softmax of these logits || of those), some rows at a time, float64."""
+    for begin in range(0, len(wanted), ROWS):
+        theirs, ours = (each[begin : begin + ROWS].double().log_softmax(-1) for each in (wanted, found))
+        yield (theirs.exp() * (theirs - ours)).sum()
+
+
+def _rounded(tensor: Any, format: Format) -> Any:
+    """As a layer with weights in this format reads it; gradients pass through."""
+    found = rounded_inputs(tensor.detach(), format)
+    return tensor + (found - tensor).detach() if tensor.requires_grad else found
 
 
 def _watched(tensor: Any) -> Any:

@@ -1,7 +1,6 @@
 """What a search over weight formats keeps in its folder, so that a killed one goes on.
 
 table.npz     the table of losses
-inputs/       what layers read, which plans are coded for (inputs.py)
 trials.json   every measured choice
 """
 
@@ -19,7 +18,7 @@ from ...compiler.files import whole_file, write_whole
 from ...compiler.formats import Format, format_of
 from .trials import Trial
 
-TABLE_FILE, TRIALS_FILE, INPUTS = "table.npz", "trials.json", "inputs"
+TABLE_FILE, TRIALS_FILE = "table.npz", "trials.json"
 Losses = Mapping[str, Mapping[Format, float]]
 
 
@@ -95,13 +94,13 @@ def told(trial: Trial) -> dict[str, object]:
     """A trial for JSON."""
     formats = {unit: str(format) for unit, format in trial.choices.items()}
     facts = {"name": trial.name, "bytes": trial.bytes, "predicted": trial.predicted, "kl": trial.kl}
-    return {**facts, "formats": formats}
+    return {**facts, "formats": formats, "shares": dict(trial.shares)}
 
 
 def _trial(kept: Mapping[str, object]) -> Trial:
-    formats = kept["formats"]
-    if not isinstance(formats, dict):
-        raise ValueError("a trial has no formats")
+    formats, shares = kept["formats"], kept["shares"]
+    if not isinstance(formats, dict) or not isinstance(shares, dict):
+        raise ValueError("a trial has no formats or shares")
     choices = {str(unit): format_of(str(format)) for unit, format in formats.items()}
     numbers = (int(str(kept["bytes"])), float(str(kept["predicted"])), float(str(kept["kl"])))
-    return Trial(str(kept["name"]), choices, *numbers)
+    return Trial(str(kept["name"]), choices, *numbers, {str(u): float(share) for u, share in shares.items()})

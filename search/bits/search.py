@@ -1,9 +1,10 @@
 """A weight format for each unit of a language model's layers, for a bound on size, bits or KL.
 
     table      what each format costs in each unit            (tables.py; kept in the folder)
+    codes      of a plan, as `compile` makes them             (codes.py; kept in the folder)
     trials     exact allocations, judged by measured KL       (trials.py; kept in the folder)
 
-The texts that plans are judged on are not those that the table was made of.
+The texts that plans are judged on are not those that the table and the codes were made of.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,18 +22,20 @@ import numpy as np
 from ...compiler.errors import InputError
 from ...compiler.formats import Format
 from ...compiler.ir import Graph
+from ...passes.layer_coder import EncodeOptions
 from .bounds import BitBound
-from .inputs import KeptInputs
+from .codes import PlanCodes
 from .judge import Judge, Runs
-from .memory import INPUTS, BitMemory
+from .memory import BitMemory
 from .tables import (
     KINDS,
     losses,
     measured,
 )
-from .trials import CodedWeights, Explorer, Trial
+from .trials import Explorer, Trial
 from .units import Unit, units_of
 
+CODES = "codes"
 PROBE_BITS = 4
 """A table of measured KL is measured in the format that has about so many bits."""
 
@@ -51,13 +54,15 @@ class Times(Protocol):
 
 @dataclass(frozen=True)
 class BitSettings:
-    """`table`: one of bit_tables.KINDS. Raises InputError for what is not known."""
+    """`table`: one of bit_tables.KINDS; `encode`: how weights are coded. Raises InputError for what is not
+    known."""
 
     bound: BitBound
     formats: tuple[Format, ...]
     table: str
     trials: int
     seed: int
+    encode: EncodeOptions = EncodeOptions()
 
     def __post_init__(self) -> None:
         if self.table not in KINDS:
@@ -71,11 +76,11 @@ class BitSettings:
     def identity(self) -> str:
         """What its table and trials depend on, beside the model and the texts. Not the bound: trials of one
         help another."""
-        return f"{sorted(map(str, self.formats))} {self.table} {self.seed} as compiled"
+        return f"{sorted(map(str, self.formats))} {self.table} {self.seed} {self.encode}"
 
 
 class BitSearch:
-    """`graph` (one output, logits) runs on `table_runs` for the table, on `judge_runs` for the trials.
+    """`graph` (one output, logits) runs on `table_runs` for the table and the codes, on `judge_runs` for KL.
     `times` of one token, for a bound on its speed.
     """
 
@@ -95,18 +100,18 @@ class BitSearch:
         self.went_on = len(self.memory.trials)
         self.times = times
         self.judge = Judge(graph, judge_runs)
-        self.inputs = KeptInputs(folder / INPUTS)
+        self.codes = PlanCodes(
+            graph, table_runs, settings.encode, folder / CODES, partial(report, "coding weights")
+        )
         self.table = self._table(table_runs)
-        self.weights = CodedWeights(graph, self.inputs)
         self.explorer = Explorer(
             self.judge,
             self.units,
             self.table,
-            self.weights,
+            self.codes.decoded,
             costs=None if times is None else times.units,
             known=self.memory.trials,
             tell=self._heard,
-            seed=settings.seed,
         )
 
     @property
@@ -133,7 +138,7 @@ class BitSearch:
     def closest(self) -> Trial:
         """Where no plan keeps the bound."""
         if self.times is not None:
-            return self.explorer.measure("fastest", self.explorer.cheapest)
+            return self.explorer.measure(self.explorer.cheapest)
         return min(self.explorer.trials, key=lambda t: t.kl)
 
     def _heard(self, trial: Trial) -> None:
@@ -157,17 +162,20 @@ class BitSearch:
             self.settings.formats,
             slopes,
             "output" if kind == "measured" else kind,
-            self.inputs,
             partial(self.report, "losses of layers"),
         )
         if kind == "measured":
-            weights = CodedWeights(self.graph, self.inputs)
-            probe = probe_of(self.settings.formats)
-            found = measured(
-                self.judge, self.units, found, probe, weights.decoded, partial(self.report, "KL of units")
-            )
+            probe, step = probe_of(self.settings.formats), partial(self.report, "KL of units")
+            decoded = self._alone(runs).decoded(dict.fromkeys(layers, probe))
+            found = measured(self.judge, self.units, found, probe, decoded, step)
         self.memory.keep_table(found)
         return found
+
+    def _alone(self, runs: Runs) -> PlanCodes:
+        """Codes of layers that make nothing good but their own errors."""
+        encode = self.settings.encode
+        encode = replace(encode, compensation=replace(encode.compensation, regain=0.0))
+        return PlanCodes(self.graph, runs, encode, self.codes.folder)
 
 
 def probe_of(formats: Sequence[Format]) -> Format:

@@ -26,19 +26,20 @@ from ...compiler.formats import (
     decode,
     encode,
 )
-from ...compiler.formats.compensate import output_error
+from ...compiler.formats.compensate import Compensation, Compensator, output_error
 from ...compiler.ir import Graph, Node
 from ...compiler.ops.coded import rounded_inputs
-from ...passes.layer_coder import matrix_of
+from ...passes.layer_coder import damping_of, matrix_of
 from ...passes.layer_inputs import LayerInputs, layer_inputs, quietened
 from ...passes.live_values import LiveValues, needed_nodes
-from .inputs import KeptInputs, coder_of
 from .judge import Judge, Runs
 from .units import Unit
 
 KINDS = ("curvature", "output", "shiftadd", "measured")
 SAMPLED = 96
 """Rows of a matrix that stand for all of them."""
+READ = 4
+"""Of so many runs one says what rounding of inputs costs."""
 RIDGE = 0.01
 """Share of the mean diagonal that is added to X^T X before it is inverted, as in compensation."""
 
@@ -54,10 +55,9 @@ def losses(
     formats: Sequence[Format],
     curvature: Mapping[str, np.ndarray] | None,
     kind: str,
-    kept: KeptInputs,
     step: Step = lambda done, total: None,
 ) -> dict[str, dict[Format, float]]:
-    """The table of this kind ("measured" is `measured`); fills `kept`. `curvature` by layer."""
+    """The table of this kind ("measured" is `measured`). `curvature` by layer."""
     if kind not in ("output", "shiftadd", "curvature") or (kind == "curvature") != (curvature is not None):
         raise InternalError(f"no table of losses {kind!r}, or its curvature is missing or not wanted")
     unit_of = {layer: unit for unit in units for layer in unit.layers}
@@ -74,7 +74,6 @@ def losses(
                 if node.op == "linear" and node.inputs[0] != value:
                     value = node.inputs[0]
                     inputs = layer_inputs(values, value)
-                    kept.put(value, inputs)
                 view = _view(graph, node, values, inputs, slopes, kind)
                 for format in by_group:
                     table[unit_of[node.name].name][format] += view.loss(format)
@@ -110,7 +109,9 @@ def _view(
     hessian = inputs.hessian / max(inputs.rows, 1)
     chosen, counts = sampled(np.ones(len(weight)) if slopes is None else slopes, SAMPLED)
     rows = np.ascontiguousarray(weight[chosen])
-    coder, reading = coder_of(hessian, inputs.rows), _Reading(values, node.inputs[0], rows)
+    damping = damping_of(len(hessian), inputs.rows)
+    coder = Compensator(hessian, Compensation(damping=damping, sweeps=0))
+    reading = _Reading(values, node.inputs[0], rows)
     return _View(rows, counts, hessian, lambda format: coder.code(rows, format), kind, reading)
 
 
@@ -180,7 +181,7 @@ class _Reading:
         import torch
 
         total, count, k = np.zeros(len(self.rows)), 0, self.rows.shape[1]
-        for run in range(len(self.values.runs)):
+        for run in range(0, len(self.values.runs), READ):
             x = quietened(np.asarray(self.values.get(run, self.value), np.float32).reshape(-1, k))
             read = rounded_inputs(torch.from_numpy(x), format).numpy()
             total += np.square((read - x) @ self.rows.T).sum(0, dtype=np.float64)
@@ -206,13 +207,15 @@ def measured(
     units: Sequence[Unit],
     output: Table,
     probe: Format,
-    decoded: Callable[[Unit, Format], Mapping[str, np.ndarray]],
+    decoded: Mapping[str, np.ndarray],
     step: Step = lambda done, total: None,
 ) -> dict[str, dict[Format, float]]:
-    """KL with one unit coded as `probe`, scaled for other formats by `output` errors."""
+    """KL with one unit coded as `probe`, scaled for other formats by `output` errors. `decoded`: all matrices
+    in that format."""
     table: dict[str, dict[Format, float]] = {}
     for done, unit in enumerate(units, 1):
-        kl = max(judge.kl(decoded(unit, probe), dict.fromkeys(unit.layers, probe)), 0.0)
+        coded = {unit.matrix: decoded[unit.matrix]}
+        kl = max(judge.kl(coded, dict.fromkeys(unit.layers, probe)), 0.0)
         own = output[unit.name]
         table[unit.name] = {f: kl * loss / own[probe] if own[probe] else 0.0 for f, loss in own.items()}
         step(done, len(units))

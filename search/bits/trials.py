@@ -1,39 +1,39 @@
 """Plans around an additive table, judged by measured KL.
 
-The exact allocation for the table comes first. As losses of units do not quite add up, the table is then
-taken as a prior, each measured plan as a noisy sum of its entries, and the next plan is the exact allocation
-for a table drawn from the posterior: Thompson sampling, as in belief.py, with several choices for each unit.
+The exact allocation for the table comes first. One backward pass of each measured plan says which unit adds
+how much to its KL (Judge.shares), interactions with all others included; entries are scaled by what units
+added in all plans so far over what the table said, and the next plan is the exact allocation for that, until
+a plan comes again. Tables know units alone: they say that v projections of SmolLM2-135M in bitmod3:64 add
+24 % and down projections 15 %, but as layers behind make errors of v good, it is 9 % and 27 %.
+
+A unit's own share is noisy, and holds what it makes good of others' errors, which does not change with its
+own format: units with next to no share in bitmod3:64 had that of the table when they got 2 bits. So scales
+are those of all units that are alike, v of every block, and a unit departs from these by little. For a plan
+of 3.37 bits, shares foretold from another plan's had a rank correlation of 0.66 with measured ones without
+scales, 0.69 with each unit's own, 0.74 so.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...compiler.formats import (
-    Coded,
-    Format,
-    decode,
-    encode,
-)
-from ...compiler.formats.compensate import Compensator
-from ...compiler.ir import Graph
+from ...compiler.formats import Format
 from ..allocation import Variant, choose
-from ..belief import posterior
-from .inputs import KeptInputs
 from .judge import Judge
 from .units import Unit, formats_by_layer
 
-SPREAD, NOISE = 0.5, 0.03
-"""Relative: of a table's entry, and of a measured sum."""
-HEATS = (0.0, 0.5, 0.5, 1.0)
-"""Of the draws in turn: 0 is the mean."""
+REACH = 3.0
+"""The most that entries of units that are alike are scaled by, up or down, beside all others'."""
+OWN_REACH = 1.5
+"""The most that a unit's are beside those that are like it. Shares in four windows of 256 tokens and in four
+others have a rank correlation of 0.8."""
+NEAR = 0.98
+"""Share of the room that a plan fills, to be one of those that were asked for."""
 SMALLEST = 1e-12
-DRAWS = 3
-"""Draws for each plan that is wanted: some lead to plans that were measured before."""
 
 Choices = Mapping[str, Format]
 """unit -> format."""
@@ -41,44 +41,21 @@ Choices = Mapping[str, Format]
 
 @dataclass(frozen=True)
 class Trial:
-    """A measured choice. `bytes`: of all codes; `predicted`: by the table; `kl`: nats per token."""
+    """A measured choice. `bytes`: of all codes; `predicted`: by the table; `kl`: nats per token, and the
+    `shares` of it by unit."""
 
     name: str
     choices: Choices
     bytes: int
     predicted: float
     kl: float
-
-
-class CodedWeights:
-    """Matrices in codes whose errors make each other good, for what a layer reads (the head of a table that
-    is one too); of least squared error where none does. Made once when asked for."""
-
-    def __init__(self, graph: Graph, inputs: KeptInputs) -> None:
-        self.graph, self.inputs = graph, inputs
-        self._codes: dict[tuple[str, Format], Coded] = {}
-        self._coder: tuple[str, Compensator] | None = None
-
-    def decoded(self, unit: Unit, format: Format) -> dict[str, np.ndarray]:
-        """{matrix: float32 [n, k]}."""
-        key = unit.matrix, format
-        if key not in self._codes:
-            self._codes[key] = self._coded(unit, format)
-        return {unit.matrix: decode(self._codes[key])}
-
-    def _coded(self, unit: Unit, format: Format) -> Coded:
-        weight, reader = self.graph.params[unit.matrix], self.graph.node(unit.layers[-1])
-        if reader.op != "linear":
-            return encode(weight, format, np.ones(weight.shape[1], np.float32))
-        value = reader.inputs[0]
-        if self._coder is None or self._coder[0] != value:
-            self._coder = value, self.inputs.coder(value)
-        return self._coder[1].code(weight, format)
+    shares: Mapping[str, float]
 
 
 class Explorer:
-    """Measures choices. `costs`: what a bound is on, by unit and format, instead of bytes. `known`: trials of
-    a search that goes on; `tell(trial)` hears of each new one.
+    """Measures choices. `decoded({layer: format})`: the matrices of a plan, as they are compiled. `costs`:
+    what a bound is on, by unit and format, instead of bytes. `known`: trials of a search that goes on;
+    `tell(trial)` hears of each new one.
     """
 
     def __init__(
@@ -86,18 +63,19 @@ class Explorer:
         judge: Judge,
         units: Sequence[Unit],
         table: Mapping[str, Mapping[Format, float]],
-        weights: CodedWeights,
+        decoded: Callable[[Mapping[str, Format]], Mapping[str, np.ndarray]],
         *,
         costs: Mapping[str, Mapping[Format, int]] | None = None,
         known: Sequence[Trial] = (),
         tell: Callable[[Trial], None] = lambda trial: None,
-        seed: int = 0,
     ) -> None:
-        self.judge, self.units, self.table, self.weights = judge, units, table, weights
-        self.trials, self.tell, self.seed = list(known), tell, seed
+        self.judge, self.units, self.table, self.decoded = judge, units, table, decoded
+        self.trials, self.tell = list(known), tell
         self._sizes = {unit.name: {f: unit.bytes(f) for f in table[unit.name]} for unit in units}
         self._costs = self._sizes if costs is None else costs
-        self._pairs = [(unit.name, f) for unit in units for f in table[unit.name]]
+        self._alike: dict[str, list[str]] = {}
+        for unit in units:
+            self._alike.setdefault(re.sub(r"\d+", "", unit.name), []).append(unit.name)
 
     def bytes(self, choices: Choices) -> int:
         return sum(self._sizes[unit][format] for unit, format in choices.items())
@@ -109,51 +87,67 @@ class Explorer:
     def predicted(self, choices: Choices) -> float:
         return sum(self.table[unit][format] for unit, format in choices.items())
 
-    def measure(self, name: str, choices: Choices) -> Trial:
+    def known(self, choices: Choices) -> Trial | None:
+        return next((trial for trial in self.trials if trial.choices == dict(choices)), None)
+
+    def measure(self, choices: Choices) -> Trial:
         """The trial of these choices; measured before, it is that."""
-        for trial in self.trials:
-            if trial.choices == dict(choices):
-                return trial
-        replaced: dict[str, np.ndarray] = {}
-        for unit in self.units:
-            replaced |= self.weights.decoded(unit, choices[unit.name])
-        kl = self.judge.kl(replaced, formats_by_layer(self.units, choices))
-        made = Trial(name, dict(choices), self.bytes(choices), self.predicted(choices), kl)
+        known = self.known(choices)
+        if known is not None:
+            return known
+        formats = formats_by_layer(self.units, choices)
+        kl, shares = self.judge.shares(self.decoded(formats), formats)
+        of_units = {unit.name: sum(shares[layer] for layer in unit.layers) for unit in self.units}
+        name = f"plan {len(self.trials) + 1}"
+        made = Trial(name, dict(choices), self.bytes(choices), self.predicted(choices), kl, of_units)
         self.trials.append(made)
         self.tell(made)
         return made
 
+    def scales(self) -> dict[str, float]:
+        """What the table's entries of each unit are multiplied with, given all that was measured."""
+        everything = self._scale(list(self.table), 0.0, np.inf)
+        found: dict[str, float] = {}
+        for alike in self._alike.values():
+            usual = self._scale(alike, everything / REACH, everything * REACH)
+            found |= {unit: self._scale([unit], usual / OWN_REACH, usual * OWN_REACH) for unit in alike}
+        return found
+
+    def _scale(self, units: Sequence[str], least: float, most: float) -> float:
+        """What these units added in all trials, over what the table said."""
+        added = sum(trial.shares[unit] for trial in self.trials for unit in units)
+        said = sum(self.table[unit][trial.choices[unit]] for trial in self.trials for unit in units)
+        return float(np.clip(max(added, SMALLEST) / max(said, SMALLEST), least, most))
+
     def allocate(
-        self, losses: np.ndarray, *, max_cost: int | None = None, max_loss: float | None = None
+        self, *, max_cost: int | None = None, max_loss: float | None = None
     ) -> dict[str, Format] | None:
-        """The exact choices for losses in the order of the table's entries."""
-        menu: dict[str, list[Variant]] = {unit.name: [] for unit in self.units}
-        formats = {str(format): format for _, format in self._pairs}
-        for (unit, format), loss in zip(self._pairs, losses, strict=True):
-            menu[unit].append(Variant(str(format), float(loss), self._costs[unit][format]))
+        """The exact choices for the table as it is scaled now."""
+        scales = self.scales() if self.trials else dict.fromkeys(self.table, 1.0)
+        menu = {
+            unit: [
+                Variant(str(format), max(scales[unit] * loss, SMALLEST), self._costs[unit][format])
+                for format, loss in row.items()
+            ]
+            for unit, row in self.table.items()
+        }
+        formats = {str(format): format for row in self.table.values() for format in row}
         found = choose(menu, max_bytes=max_cost, max_loss=max_loss)
         return None if found is None else {unit: formats[each.name] for unit, each in found.items()}
 
-    @property
-    def prior(self) -> np.ndarray:
-        return np.array([max(self.table[unit][format], SMALLEST) for unit, format in self._pairs])
-
     def within(self, max_cost: int, count: int) -> Trial | None:
-        """The best of `count` measured choices of at most so much cost; those known before are among them.
-        None where not even the cheapest formats fit.
+        """The best of `count` measured choices of about so much cost, not more; those known before are among
+        them. Fewer where a plan comes again. None where not even the cheapest formats fit.
         """
-        first = self.allocate(self.prior, max_cost=max_cost)
-        if first is None:
-            return None
-        self.measure("table", first)
-        for i in range(1, DRAWS * count):
+        while True:
             fitting = [trial for trial in self.trials if self.cost(trial.choices) <= max_cost]
-            if len(fitting) >= count:
-                break
-            choices = self.allocate(self.drawn(i), max_cost=max_cost)
-            assert choices is not None, "the first allocation fitted"
-            self.measure(f"draw {len(self.trials)}", choices)
-        return min((t for t in self.trials if self.cost(t.choices) <= max_cost), key=lambda t: t.kl)
+            near = [trial for trial in fitting if self.cost(trial.choices) >= NEAR * max_cost]
+            choices = self.allocate(max_cost=max_cost)
+            if choices is None:
+                return None
+            if len(near) >= count or self.known(choices):
+                return min(fitting, key=lambda t: t.kl)
+            self.measure(choices)
 
     @property
     def cheapest(self) -> dict[str, Format]:
@@ -165,33 +159,15 @@ class Explorer:
         table's sum follows what was measured.
         """
         ratio = 1.0
-        for i in range(count):
-            choices = self.allocate(self.drawn(i) if i else self.prior, max_loss=max_kl / ratio)
+        for _ in range(count):
+            choices = self.allocate(max_loss=max_kl / ratio)
             if choices is None:
                 choices = {unit: max(sizes, key=sizes.__getitem__) for unit, sizes in self._sizes.items()}
-            trial = self.measure(f"bound {i}", choices)
-            believed = dict(zip(self._pairs, self.drawn(i) if i else self.prior, strict=True))
-            ratio = max(trial.kl, SMALLEST) / max(sum(believed[pair] for pair in choices.items()), SMALLEST)
+            trial = self.measure(choices)
+            scales = self.scales()
+            believed = sum(scales[unit] * self.table[unit][format] for unit, format in choices.items())
+            ratio = max(trial.kl, SMALLEST) / max(believed, SMALLEST)
         return min((t for t in self.trials if t.kl <= max_kl), key=lambda t: t.bytes, default=None)
-
-    def drawn(self, number: int) -> np.ndarray:
-        """The table given all that was measured; of every few draws one is the mean."""
-        rng = np.random.default_rng((self.seed, number))
-        ratios = [math.log(max(t.kl, SMALLEST) / max(t.predicted, SMALLEST)) for t in self.trials]
-        prior = self.prior * math.exp(float(np.median(ratios))) if ratios else self.prior
-        place = {pair: i for i, pair in enumerate(self._pairs)}
-        x = np.zeros((len(self.trials), len(self._pairs)))
-        for row, trial in zip(x, self.trials, strict=True):
-            row[[place[pair] for pair in trial.choices.items()]] = 1
-        y = np.array([trial.kl for trial in self.trials])
-        mean, covariance = posterior(prior, np.square(SPREAD * prior), x, y, NOISE * y + SMALLEST)
-        heat = HEATS[number % len(HEATS)]
-        if heat:
-            values, vectors = np.linalg.eigh(covariance)
-            shocks = rng.standard_normal(len(values)) * np.sqrt(values.clip(min=0))
-            mean = mean + heat * (vectors @ shocks)
-        found: np.ndarray = np.maximum(mean, 0.05 * prior)
-        return found
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
