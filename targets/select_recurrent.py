@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..compiler.ir import Graph, Node
 from ..compiler.ops.recurrent import FUNCTIONS
 from .call import KernelCall, Weights
@@ -21,7 +19,7 @@ def recurrent_call(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Ker
     states_at = 2 if cell == "rnn" else 3
     extra = (*node.inputs, "", "")[2] if cell != "rnn" else ""
     count = 2 if cell == "lstm" else 1
-    states = (*node.inputs, "", "", "", "")[states_at : states_at + count]
+    *states, lengths = (*node.inputs, "", "", "", "")[states_at : states_at + count + 1]
     if any(v and v not in graph.params for v in (r, extra)):
         return None
     spec = RecurrentSpec(
@@ -36,7 +34,7 @@ def recurrent_call(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Ker
         ),
         starts=tuple(bool(v) for v in states),
         extra=bool(extra),
-        lengths=bool(a["lengths"]),
+        lengths=bool(lengths),
         reverse=a["reverse"],
         clip=a["clip"],
         after=a.get("after", False),
@@ -51,10 +49,7 @@ def recurrent_call(graph: Graph, node: Node, a: dict[str, Any], isa: Isa) -> Ker
     if extra:
         own = graph.params[extra]
         operands.append(Weights(4 * own.size // spec.hidden * spec.padded, lambda: pad_units(spec, own)))
-    if spec.lengths:
-        lengths = np.array(a["lengths"], np.int32)
-        operands.append(Weights(lengths.nbytes, lambda: lengths))
-    return KernelCall(spec, (*operands, *filter(None, states), *node.outputs), spec.tasks)
+    return KernelCall(spec, (*operands, *filter(None, (lengths, *states)), *node.outputs), spec.tasks)
 
 
 RECURRENT_RULES: dict[str, Callable[[Graph, Node, dict[str, Any], Isa], KernelCall | None]] = {

@@ -9,7 +9,7 @@ from bitsmith.compiler.ir import Graph
 from bitsmith.compiler.reference import run_reference
 from bitsmith.passes.prepare import prepare
 from onnx_cases import IMAGE, SIGNAL, Case, compare, f32
-from onnx_models import model, node
+from onnx_models import model, node, onnxruntime_outputs
 
 ROWS = {"x": (3, 5, 4)}
 CHANNELS = {"g": (4,), "b": (4,)}
@@ -53,6 +53,18 @@ def test_group_norm(rng, groups):
     rows = (rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + 0.02)
     want = rows.reshape(x.shape) * g.reshape(6, 1, 1) + b.reshape(6, 1, 1)
     np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_a_group_norm_whose_result_is_read_agrees_with_onnxruntime(opset):
+    weights = {"g": (6,) if opset == 21 else (3,), "b": (6,) if opset == 21 else (3,)}
+    rng = np.random.default_rng(4)
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in weights.items()}
+    nodes = [node("GroupNormalization", "x g b", "n", num_groups=3, epsilon=0.02), node("Relu", "n", "y")]
+    proto = model(nodes, {"x": (2, 6, 5, 4)}, weights=arrays, opset=opset)
+    x = rng.standard_normal((2, 6, 5, 4)).astype(np.float32)
+    (want,) = onnxruntime_outputs(proto, {"x": x})
+    np.testing.assert_allclose(run_reference(load_model(proto), {"x": x})["y"], want, atol=1e-5)
 
 
 def test_rms_norm(rng):

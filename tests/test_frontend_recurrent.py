@@ -124,15 +124,27 @@ def test_computed_recurrence_weights_are_refused():
         load_model(model([node("GRU", "x w r", hidden_size=1)], shapes))
 
 
-def test_computed_lengths_are_refused():
-    proto, _ = made("LSTM", lengths=(1, 2, 3))
+@pytest.mark.parametrize("op", GATES)
+def test_lengths_may_be_an_input(op):
+    proto, feeds = made(op, directions=2, states=True, lengths=(1, 2, 3))
     lengths = next(t for t in proto.graph.initializer if t.name == "lengths")
     proto.graph.initializer.remove(lengths)
     value = proto.graph.input.add(name="lengths")
     value.type.tensor_type.elem_type = TensorProto.INT32
     value.type.tensor_type.shape.dim.add().dim_value = BATCH
-    with pytest.raises(UnsupportedError, match="sequence_lens must be constant"):
-        load_model(proto)
+    with build(prepare(load_model(proto)), resolve("host")) as artifact:
+        for some in ([5, 2, 4], [1, 5, 3]):
+            given = {**feeds, "lengths": np.array(some, np.int32)}
+            found = artifact.run(**given)
+            for name, want in zip(found, onnxruntime_outputs(proto, given), strict=True):
+                np.testing.assert_allclose(found[name], want, atol=1e-5)
+        beyond, inside = (artifact.run(**feeds, lengths=np.array(n, "i4")) for n in ([-3, 9, 5], [0, 5, 5]))
+    assert all(np.array_equal(beyond[name], inside[name]) for name in beyond)
+
+
+def test_lengths_that_no_sequence_has_are_refused():
+    with pytest.raises(UnsupportedError, match="not one of 0 to 5 for each of 3"):
+        load_model(made("LSTM", lengths=(1, 2, 6))[0])
 
 
 def quantised(batch=1, directions=1, whole=True, states=False):

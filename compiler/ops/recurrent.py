@@ -6,6 +6,7 @@ What comes from the input is computed before, for all steps at once, by a `linea
     x [steps, batch, gates * hidden]      W x_t plus all biases that are outside of a reset gate
     r [gates * hidden, hidden]            recurrent weights
     h0, c0 [batch, hidden]                state in the beginning, zeros when absent
+    lengths [batch]                       int32, steps of each sequence, all when absent
     y [steps, batch, hidden], h, c        output of every step, state in the end
 
 lstm  gates i, o, f, g     i, o, f = F(x + R h + p c); g = G(...); c' = f c + i g; h' = o H(c')
@@ -76,36 +77,35 @@ def _infer(cell: str, state: int, types: Types, attrs: Attrs) -> tuple[TensorTyp
     for index in range(state, state + (2 if cell == "lstm" else 1)):
         kind, want = present(types, index), TensorType((batch, hidden))
         require(kind is None or kind == want, f"a state is {kind}, must be {want}")
+    lengths, want = present(types, state + (2 if cell == "lstm" else 1)), TensorType((batch,), "int32")
+    require(lengths is None or lengths == want, f"lengths are {lengths}, must be {want}")
     extra, want = present(types, 2), TensorType((3 * hidden if cell == "lstm" else hidden,))
     if cell != "rnn":
         require(extra is None or extra == want, f"input 2 is {extra}, must be {want}")
     require(cell != "gru" or extra is None or attrs["after"], "bias goes with `after`")
-    _check_attrs(cell, attrs, steps, batch)
+    _check_attrs(cell, attrs, batch)
     last = TensorType((batch, hidden))
     states = (last, last) if cell == "lstm" else (last,)
     return (TensorType((steps, batch, hidden)), *states)
 
 
-def _check_attrs(cell: str, attrs: Attrs, steps: int, batch: int) -> None:
+def _check_attrs(cell: str, attrs: Attrs, batch: int) -> None:
     count = FUNCTIONS[cell]
     for name in "fgh"[:count]:
         known = attrs[name] in CELL_FUNCTIONS
         require(known, f"{name} is {attrs[name]!r}, must be one of {', '.join(CELL_FUNCTIONS)}")
     for name in ("alpha", "beta"):
         require(len(attrs[name]) == count, f"{name} must have {count} numbers, has {attrs[name]}")
-    lengths = attrs["lengths"]
-    fits = not lengths or (len(lengths) == batch and 0 <= min(lengths) and max(lengths) <= steps)
-    require(fits, f"lengths {lengths} are not one of 0 to {steps} for each of {batch}")
     require(not attrs.get("rounded") or batch == 1, f"`rounded` is of one sequence, not {batch}")
 
 
 def _loop(
-    x: Any, states: list[Any], attrs: Attrs, step: Callable[[Any, list[Any]], list[Any]]
+    x: Any, states: list[Any], lengths: Any, attrs: Attrs, step: Callable[[Any, list[Any]], list[Any]]
 ) -> tuple[Any, ...]:
     """y and the last states. Steps behind a sequence's length give zeros and leave the states alone."""
     torch = _t()
     steps, batch = x.shape[:2]
-    lengths = torch.tensor(attrs["lengths"] or (steps,) * batch)
+    lengths = torch.full((batch,), steps) if lengths is None else lengths
     y = torch.zeros(steps, batch, states[0].shape[1])
     for t in reversed(range(steps)) if attrs["reverse"] else range(steps):
         alive = (t < lengths)[:, None]
@@ -141,7 +141,7 @@ def _rounded(h: Any) -> Any:
 
 
 def _reference_lstm(inputs: Sequence[Any], attrs: Attrs) -> Any:
-    x, r, peephole, h0, c0 = (*inputs, None, None, None)[:5]
+    x, r, peephole, h0, c0, lengths = (*inputs, None, None, None, None)[:6]
     f, g, h = (_function(attrs, name) for name in "fgh")
     pi, po, pf = (0, 0, 0) if peephole is None else peephole.chunk(3)
 
@@ -154,11 +154,11 @@ def _reference_lstm(inputs: Sequence[Any], attrs: Attrs) -> Any:
         c = forget * c + i * g(new)
         return [f(o + po * c) * h(c), c]
 
-    return _loop(x, [_start(x, r, h0), _start(x, r, c0)], attrs, step)
+    return _loop(x, [_start(x, r, h0), _start(x, r, c0)], lengths, attrs, step)
 
 
 def _reference_gru(inputs: Sequence[Any], attrs: Attrs) -> Any:
-    x, r, bias, h0 = (*inputs, None, None)[:4]
+    x, r, bias, h0, lengths = (*inputs, None, None, None)[:5]
     f, g = (_function(attrs, name) for name in "fg")
     hidden = r.shape[1]
 
@@ -172,13 +172,13 @@ def _reference_gru(inputs: Sequence[Any], attrs: Attrs) -> Any:
             inner = (reset * h) @ r[2 * hidden :].T
         return [(1 - z) * g(xt[:, 2 * hidden :] + inner) + z * h]
 
-    return _loop(x, [_start(x, r, h0)], attrs, step)
+    return _loop(x, [_start(x, r, h0)], lengths, attrs, step)
 
 
 def _reference_rnn(inputs: Sequence[Any], attrs: Attrs) -> Any:
-    x, r, h0 = (*inputs, None)[:3]
+    x, r, h0, lengths = (*inputs, None, None)[:4]
     f = _function(attrs, "f")
-    return _loop(x, [_start(x, r, h0)], attrs, lambda xt, states: [f(xt + states[0] @ r.T)])
+    return _loop(x, [_start(x, r, h0)], lengths, attrs, lambda xt, states: [f(xt + states[0] @ r.T)])
 
 
 def _flops(types: Types, outs: Sequence[TensorType], attrs: Attrs) -> int:
@@ -195,7 +195,6 @@ def _attrs(cell: str) -> dict[str, Any]:
         "beta": (0.0,) * count,
         "clip": float("inf"),  # of what the gates' functions f and g read
         "reverse": False,  # from the last step to the first
-        "lengths": (),  # steps of each sequence of the batch; empty: all
     }
 
 
@@ -208,7 +207,13 @@ def _samples(cell: str) -> tuple[Sample, ...]:
     gates = GATES[cell]
 
     def sample(
-        steps: int, batch: int, hidden: int, extra: bool = False, states: bool = False, **attrs: Any
+        steps: int,
+        batch: int,
+        hidden: int,
+        extra: bool = False,
+        states: bool = False,
+        lengths: tuple[int, ...] = (),
+        **attrs: Any,
     ) -> Sample:
         """`extra`: with the cell's own input, peepholes or a bias. Weights are arrays: kernels pack them."""
         x, first = TensorType((steps, batch, gates * hidden)), TensorType((batch, hidden))
@@ -216,7 +221,8 @@ def _samples(cell: str) -> tuple[Sample, ...]:
         own = _waves(3 * hidden if cell == "lstm" else hidden)
         more: list[Any] = [own if extra else None] if cell != "rnn" else []
         more += [first if states else None] * (2 if cell == "lstm" else 1)
-        return Sample((x, r, *more) if extra or states else (x, r), attrs)
+        ends = [np.array(lengths, np.int32)] if lengths else []
+        return Sample((x, r, *more, *ends) if extra or states or lengths else (x, r), attrs)
 
     own: dict[str, Any] = {"lstm": {"coupled": True}, "gru": {"after": True}, "rnn": {}}[cell]
     count = FUNCTIONS[cell]
@@ -241,7 +247,7 @@ def _samples(cell: str) -> tuple[Sample, ...]:
 
 LSTM = OpDef(
     name="lstm",
-    inputs=("x", "r", "peephole", "h0", "c0"),  # peephole: of i, o, f, [3 * hidden]
+    inputs=("x", "r", "peephole", "h0", "c0", "lengths"),  # peephole: of i, o, f, [3 * hidden]
     required=2,
     infer=lambda types, attrs: _infer("lstm", 3, types, attrs),
     reference=_reference_lstm,
@@ -252,7 +258,7 @@ LSTM = OpDef(
 
 GRU = OpDef(
     name="gru",
-    inputs=("x", "r", "bias", "h0"),  # bias: of R h in the gate n, where `after` sets it apart
+    inputs=("x", "r", "bias", "h0", "lengths"),  # bias: of R h in the gate n, where `after` sets it apart
     required=2,
     infer=lambda types, attrs: _infer("gru", 3, types, attrs),
     reference=_reference_gru,
@@ -263,7 +269,7 @@ GRU = OpDef(
 
 RNN = OpDef(
     name="rnn",
-    inputs=("x", "r", "h0"),
+    inputs=("x", "r", "h0", "lengths"),
     required=2,
     infer=lambda types, attrs: _infer("rnn", 2, types, attrs),
     reference=_reference_rnn,

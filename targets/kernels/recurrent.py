@@ -66,13 +66,20 @@ class _Recurrent:
             self.load_states(first)
             count: Any = self.spec.steps
             if self.spec.lengths:
-                count = emit.cast(emit.load(self.buffers["lengths"], first), "int64", 1)
+                count = self.length(first)
             with emit.loop(0, count) as turn:
                 self.step((count - 1 - turn if self.spec.reverse else turn), first)
             if self.spec.lengths:
                 with emit.loop(count, self.spec.steps) as step:
                     self.each_vector(lambda v, valid: self.put_y(step, first, 0, v, valid, self.zero()))
             self.store_states(first)
+
+    def length(self, row: Any) -> Any:
+        """Steps of a sequence, no more than there are."""
+        place, given = emit.local(1, "int64"), emit.load(self.buffers["lengths"], row)
+        least, most = (emit.splat(number, "int64", 1) for number in (0, self.spec.steps))
+        emit.store(place, 0, emit.vmin(emit.vmax(emit.cast(given, "int64", 1), least), most))
+        return emit.load(place, 0)
 
     # Vectors of units, outside of the products
 

@@ -17,7 +17,7 @@ class RecurrentSpec:
     """One direction of a layer; compiler/ops/recurrent.py has the formulas.
 
     `functions`: (name, alpha, beta) of f, g, h. `starts`: which states have a value given. `extra`: peepholes
-    of an lstm, the inner bias of a gru. `lengths`: a table says how many steps each sequence has.
+    of an lstm, the inner bias of a gru. `lengths`: an input says how many steps each sequence has.
     """
 
     cell: str

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import ModelError, UnsupportedError
 from .bare import LARGE, without_weights
+from .deprecated import spell_group_norms
 from .parse import STAY, name_inside, parse
 from .weights import bytes_of, leave_beside, mapped
 
@@ -39,7 +40,9 @@ def read_onnx(source: Path | Any, label: str) -> Any:
                 f"{label}: weights are in another file; give the path of the model's file instead"
             )
     _name_domains(model)
-    for graph in graphs_of(model.graph):
+    graphs = list(graphs_of(model.graph))
+    spell_group_norms(graphs, _opset(model))
+    for graph in graphs:
         sort_nodes(graph)
     _check(model, label)
     _check_weights(model, label)
@@ -129,11 +132,15 @@ def _read_by(node: Any) -> Iterator[str]:
                 yield from (value.name for value in graph.output)
 
 
+def _opset(model: Any) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
 def _name_domains(model: Any) -> None:
     """ONNX Runtime's optimiser writes operators of its own as ONNX's: norms that the operator set lacks."""
     import onnx
 
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    version = _opset(model)
     nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
     found = [node for node in nodes if node.op_type in WRITTEN_AS_ONNX and node.domain in ("", "ai.onnx")]
     missing = [node for node in found if not onnx.defs.has(node.op_type, version, "")]

@@ -36,7 +36,8 @@ WITH_BETA = ("affine", "scaledtanh", "hardsigmoid")
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a node says of all its directions. `batch_first` is ONNX's layout=1."""
+    """What a node says of all its directions. `batch_first` is ONNX's layout=1; `lengths` is a value of the
+    graph, "" where sequences have all steps."""
 
     cell: str
     hidden: int
@@ -44,7 +45,7 @@ class _Layer:
     batch: int
     reverse: tuple[bool, ...]
     batch_first: bool
-    lengths: tuple[int, ...]
+    lengths: str
 
     @property
     def wide(self) -> int:
@@ -61,11 +62,19 @@ def _layer(c: Converter, node: OnnxNode) -> _Layer:
     reverse = directions.get(node.get_str("direction", "forward"))
     if reverse is None or len(reverse) != r.shape[0]:
         raise UnsupportedForm(f"direction {node.get_str('direction', 'forward')!r} with {r.shape[0]} weights")
-    lengths: tuple[int, ...] = ()
-    if node.has_input(4):
-        lengths = tuple(int(n) for n in c.known(node, 4, "sequence_lens").reshape(-1))
-        lengths = () if lengths == (steps,) * batch else lengths
+    lengths = _lengths(c, node, steps, batch)
     return _Layer(node.op.lower(), r.shape[2], steps, batch, reverse, batch_first, lengths)
+
+
+def _lengths(c: Converter, node: OnnxNode, steps: int, batch: int) -> str:
+    if not node.has_input(4):
+        return ""
+    known = c.constant(node, 4)
+    if known is not None and (known.size != batch or known.min() < 0 or known.max() > steps):
+        raise UnsupportedForm(f"sequence_lens {known.tolist()}, not one of 0 to {steps} for each of {batch}")
+    if known is not None and (known == steps).all():
+        return ""
+    return c.reshape(node, c.cast(node, c.value(node, 4), "int32", "lengths"), (batch,), "lengths_flat")
 
 
 def _functions(node: OnnxNode, layer: _Layer) -> list[dict[str, Any]]:
@@ -181,8 +190,9 @@ def recurrent(c: Converter, node: OnnxNode, rounded: bool = False) -> list[Resul
     for d, (reverse, functions) in enumerate(zip(layer.reverse, _functions(node, layer), strict=True)):
         outer, inner = _biases(c, node, layer, d)
         r = c.param(node.inputs[2], c.known(node, 2, "recurrence weights")[d], f"direction{d}")
-        inputs = [_project(c, node, layer, d, x, outer), r, *_own_inputs(c, node, layer, d, inner)]
-        attrs = {**functions, "reverse": reverse, "lengths": layer.lengths}
+        own = _own_inputs(c, node, layer, d, inner)
+        inputs = [_project(c, node, layer, d, x, outer), r, *own, layer.lengths]
+        attrs = {**functions, "reverse": reverse}
         attrs["clip"] = node.get_float("clip", float("inf"))
         if layer.cell == "gru":
             attrs["after"] = bool(node.get_int("linear_before_reset", 0))

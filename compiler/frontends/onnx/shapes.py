@@ -19,6 +19,7 @@ from .ops import is_foreign
 from .read import first_line
 
 Shapes = Mapping[str, int | Sequence[int]]
+UNTYPED = ("MeanVarianceNormalization", "GroupNormalization")
 
 
 def graph_inputs(model: Any) -> list[Any]:
@@ -146,18 +147,18 @@ def _infer(model: Any, label: str) -> None:
 
 @contextmanager
 def _broken_inference_hidden(graph: Any) -> Iterator[None]:
-    """onnx cannot infer the type of a MeanVarianceNormalization, which is that of its input: its definition
-    as a function does not pass onnx's own checks. While types are inferred it stands as an Identity.
+    """onnx cannot infer the types of UNTYPED, which are those of their first inputs: their definitions as
+    functions do not pass onnx's own checks, or are none. While types are inferred they stand as Identity.
     """
-    hidden = [
-        i
-        for i, node in enumerate(graph.node)
-        if node.op_type == "MeanVarianceNormalization" and not node.domain
-    ]
-    for i in hidden:
-        graph.node[i].op_type = "Identity"
+    import onnx
+
+    hidden = {}
+    for i, node in enumerate(graph.node):
+        if node.op_type in UNTYPED and node.domain in ("", "ai.onnx"):
+            hidden[i] = onnx.NodeProto.FromString(node.SerializeToString())
+            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name))
     try:
         yield
     finally:
-        for i in hidden:
-            graph.node[i].op_type = "MeanVarianceNormalization"
+        for i, node in hidden.items():
+            graph.node[i].CopyFrom(node)
