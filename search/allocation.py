@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..compiler.errors import InputError, InternalError
+from .quiet import stdout_to_stderr
 
 US_PER_BYTE = 1e-7  # breaks ties between equal times in favour of the smaller: 10 MB weigh one microsecond
 BUDGET_STEP = 0.5  # between two points of the front
@@ -185,15 +186,14 @@ def _solved(
     """Whole numbers 0..highest of least cost with low <= matrix x <= high for each (matrix, low, high)."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    done = milp(
-        cost,
-        # The edge variables would be whole anyway. Said so, HiGHS is faster, and spares a repair of rounded
-        # continuous ones, which prints to stdout, where a command's JSON may be going.
-        integrality=np.ones(len(cost)),
-        bounds=Bounds(0, highest),
-        constraints=[LinearConstraint(*row) for row in rows],
-        options={"mip_rel_gap": 0.0},
-    )
+    with stdout_to_stderr():  # HiGHS says there when it repairs a solution that was not quite whole
+        done = milp(
+            cost,
+            integrality=np.ones(len(cost)),  # edge variables would be whole anyway; said so, HiGHS is faster
+            bounds=Bounds(0, highest),
+            constraints=[LinearConstraint(*row) for row in rows],
+            options={"mip_rel_gap": 0.0},
+        )
     if done.status == 2:  # infeasible
         return None
     if done.x is None:

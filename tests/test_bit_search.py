@@ -84,6 +84,26 @@ def test_dominated_variants_go():
     assert [v.name for v in kept] == ["a", "c"]
 
 
+def test_the_solver_does_not_print_where_json_goes(capfd):
+    """Allocations that HiGHS repairs, which it says on stdout."""
+    bits = np.array([2.17, 3.07, 3.1, 3.21, 3.37, 4.21, 5.25, 6.25, 8.25])
+    for seed in (2, 7):
+        rng = np.random.default_rng(seed)
+        weights, counts = rng.choice([110592, 331776, 884736], 211), np.exp(rng.normal(size=211))
+        losses = (
+            (counts * weights / weights.mean())[:, None]
+            * 4.0**-bits
+            * np.exp(rng.normal(size=(211, 9)) * 0.05)
+        )
+        menu = {
+            str(i): [Variant(str(b), float(v), int(w * b / 8)) for b, v in zip(bits, row, strict=True)]
+            for i, (w, row) in enumerate(zip(weights, losses, strict=True))
+        }
+        assert choose(menu, max_bytes=int(3.3 * weights.sum() / 8))
+    print("of Python's own")
+    assert capfd.readouterr().out == "of Python's own\n"
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A tied model as transformers writes it, with a tokenizer of letters."""
