@@ -11,8 +11,8 @@ lowest bits. Where a plane ends with four bits of a byte or fewer, its last slic
 these bits of a weight in their lower half and of the weight eight further on in the upper.
 
 Codes of 3 bits are a plane of 2 and one of 1 in sections of fewer than eight atoms. Eight atoms fill three
-slices: six have half of each byte but its highest bit, and two those bits, one of each slice. That takes two
-thirds of the instructions to decode.
+slices: six have half of each byte but its highest bit, and two those bits, one of each slice. Taking them out
+costs half of what planes would.
 
     codes      [block][section][plane][slice][j][vector]
     scale      [block][group][row]      float16, float32 or uint8
