@@ -129,7 +129,8 @@ def _attempt(case: Any, execute: Execute) -> tuple[str, str, tuple[str, ...]]:
     named = [_named(case.model, inputs) for inputs, _ in case.data_sets]
     made = execute(graph, [{name: given[name] for name, _ in graph.inputs} for given in named])
     for outputs, (_, wanted) in zip(made, case.data_sets, strict=True):
-        difference = _difference(list(outputs.values()), [_array(w) for w in wanted], case)
+        each = [part for w in wanted for part in (w if isinstance(w, list) else [w])]  # of sequences
+        difference = _difference(list(outputs.values()), [_array(w) for w in each], case)
         if difference:
             return "wrong", difference, tuple(constants)
     return "passed", "", tuple(constants)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from bitsmith.compiler.errors import UnsupportedError
 from bitsmith.compiler.frontends import load_model
+from bitsmith.compiler.reference import run_reference
 from onnx import TensorProto, helper
 from onnx_cases import compare
-from onnx_models import model, node
+from onnx_models import model, node, onnxruntime_outputs
 
 X = {"x": np.arange(28, dtype=np.float32).reshape(4, 7) - 9}
 SPLIT = node("SplitToSequence", "x sizes", "q", axis=1)
@@ -96,8 +97,27 @@ def test_what_is_not_known_is_refused(nodes, message):
         load_model(model(nodes, {"x": (4, 7)}, weights={**WEIGHTS, "nine": np.array(9)}))
 
 
-def test_a_sequence_as_output_is_refused():
-    proto = model([node("SequenceConstruct", "x x", "y")], {"x": (4, 7)})
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("SplitToSequence", "x three", "y")],
+        [node("Relu", "x", "r"), node("SequenceConstruct", "x r r w", "y")],
+        [SPLIT, node("SequenceInsert", "q x", "y")],
+    ],
+)
+def test_the_elements_of_a_sequence_that_is_returned_are_outputs(nodes):
+    weights = {**WEIGHTS, "three": np.array(3), "w": np.ones((2, 2), np.float32)}
+    proto = model(nodes, {"x": (4, 7)}, weights=weights)
     proto.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("y", 1, None))
-    with pytest.raises(UnsupportedError, match="'y' is not a tensor but of the kind sequence"):
+    x = np.random.default_rng(1).standard_normal((4, 7)).astype(np.float32)
+    (wanted,) = onnxruntime_outputs(proto, {"x": x})
+    found = run_reference(load_model(proto), {"x": x})
+    assert list(found) == [f"y.{i}" for i in range(len(wanted))]
+    assert all(np.array_equal(a, b) for a, b in zip(found.values(), wanted, strict=True))
+
+
+def test_a_sequence_as_input_is_refused():
+    proto = model([node("SequenceAt", "x i", "y")], {"x": (4, 7)}, weights={"i": np.array(0)})
+    proto.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("x", 1, None))
+    with pytest.raises(UnsupportedError, match="'x' is not a tensor but of the kind sequence"):
         load_model(proto)

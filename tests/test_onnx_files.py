@@ -62,6 +62,12 @@ def test_a_file_and_its_proto_are_the_same_graph(write):
     assert load_model(convnet()).nodes == graph.nodes
 
 
+def test_weights_of_old_files_need_not_be_inputs():
+    proto, old = convnet(), convnet()
+    old.ir_version = 3
+    assert load_model(old).nodes == load_model(proto).nodes
+
+
 def test_loading_leaves_the_proto_as_it_was():
     proto = convnet()
     before = proto.SerializeToString()

@@ -129,6 +129,10 @@ class Converter:
         else:
             self.constants[name] = result
 
+    def alias(self, name: str, other: str) -> None:
+        """A further name of an ONNX value."""
+        self.define(name, self.values[other] if other in self.values else self.constants[other])
+
     def apply(self, node: OnnxNode) -> Sequence[Result]:
         """What the rule of the node's operator makes of it, output by output. Raises UnsupportedForm."""
         made = self.rules[node.op](self, node)

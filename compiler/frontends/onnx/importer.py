@@ -93,8 +93,7 @@ def _convert(
     for proto in model.graph.node:
         work.add_node(proto)
     work.raise_unsupported()
-    outputs = [value.name for value in model.graph.output]
-    graph = work.converter.finish({name: work.declared(name) for name in outputs})
+    graph = work.converter.finish(work.outputs())
     _check_sizes(graph, label)
     used = set(graph.used_params())
     weights = {v for node in graph.nodes if OPS[node.op].layer for v in node.inputs if v in used}
@@ -132,10 +131,12 @@ def _copy_passed_inputs(model: Any) -> None:
 
 
 def _dtype(value: Any) -> str:
-    """The element type that a ValueInfo states, by numpy's name (ONNX's for those that numpy lacks)."""
+    """The element type that a ValueInfo states of a tensor or of a sequence's, by numpy's name (ONNX's for
+    those that numpy lacks)."""
     import onnx
 
-    name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    kind = value.type.sequence_type.elem_type if value.type.HasField("sequence_type") else value.type
+    name = onnx.TensorProto.DataType.Name(kind.tensor_type.elem_type).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
@@ -194,9 +195,22 @@ class _Import:
         known = {value.name: _type(value) for value in (*graph.value_info, *graph.output)}
         self.types = {name: kind for name, kind in known.items() if kind is not None}
 
-    def declared(self, name: str) -> str:
-        """The element type of an output of the model."""
-        return next(_dtype(value) for value in self.model.graph.output if value.name == name)
+    def outputs(self) -> dict[str, str]:
+        """Name -> element type of what the graph returns. Elements of a sequence are outputs of their own,
+        called after it."""
+        found = {}
+        for value in self.model.graph.output:
+            dtype = _dtype(value)
+            if value.name not in self.sequences:
+                found[value.name] = dtype
+                continue
+            for i, element in enumerate(self.sequences[value.name]):
+                name = f"{value.name}.{i}"
+                if name != element:
+                    name = self.converter.derived(name)
+                    self.converter.alias(name, element)
+                found[name] = dtype
+        return found
 
     def add_node(self, proto: Any) -> None:
         node = self._plain(proto)

@@ -38,12 +38,10 @@ def optimized(model: Any, label: str) -> tuple[Any, dict[str, Entry]]:
     """Functions inlined, constants folded, dead nodes gone; and the large weights, which the model lacks.
     Those that lie in a file are read when used."""
     import onnx_ir
-    from onnxscript import optimizer
 
     try:
         with quiet("onnxscript", "onnx_ir"):
-            ir_model = onnx_ir.serde.deserialize_model(model)
-            optimizer.optimize_ir(ir_model, should_fold=lambda node: False if stays(node) else None)
+            ir_model = _simplified(model)
             _keep_made(ir_model.graph)
             files: dict[str, WeightFile] = {}
             weights = {name: _taken(value, files) for name, value in _large(ir_model.graph)}
@@ -53,6 +51,22 @@ def optimized(model: Any, label: str) -> tuple[Any, dict[str, Entry]]:
     except Exception as error:
         # Foreign code on a foreign file, whatever it stumbles over: the file is what a user can change.
         raise ModelError(f"{label}: the model cannot be simplified: {first_line(error)}") from error
+
+
+def _simplified(model: Any) -> Any:
+    """The onnx_ir model. Where the optimizer fails, as it does on some valid models, with functions inlined
+    only: the importer folds constants too."""
+    import onnx_ir
+    from onnx_ir.passes import PassError, common
+    from onnxscript import optimizer
+
+    simpler = onnx_ir.serde.deserialize_model(model)
+    try:
+        optimizer.optimize_ir(simpler, should_fold=lambda node: False if stays(node) else None)
+    except PassError:
+        simpler = onnx_ir.serde.deserialize_model(model)
+        common.InlinePass()(simpler)
+    return simpler
 
 
 def _keep_made(graph: Any) -> None:
