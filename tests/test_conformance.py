@@ -35,7 +35,8 @@ COMPILED = """
     reduce_log_sum_exp_empty_set reduce_prod_negative_axes_keepdims_random reduce_min_bool_inputs
     reshape_zero_and_negative_dim reversesequence_batch round scatter_elements_with_reduction_min
     scatternd_multiply sce_NCd1d2d3_none_no_weight_negative_ii shrink_soft slice_neg_steps
-    softplus_example split_to_sequence_1 split_variable_parts_2d_opset18 swish top_k_uint64 transpose_all_permutations_3
+    softplus_example split_to_sequence_1 split_variable_parts_2d_opset18 swish top_k_uint64
+    transpose_all_permutations_3
     tril_neg triu_square unsqueeze_two_axes where_long_example xor_bcast3v1d
 """.split()
 
