@@ -37,6 +37,7 @@ class Views:
         self.graph = graph
         self._within = {value: View(state) for value, state in in_place(graph).items()}
         self._within |= {node.output: View(node.inputs[0]) for node in graph.nodes if node.op in ALIASES}
+        self._cut: set[str] = set()  # slices that are read where their input lies
         self._bound = {self.of(value).whole for value in graph.outputs}
         for node in graph.nodes:
             if node.op == "slice":
@@ -54,7 +55,7 @@ class Views:
 
     def needs_no_kernel(self, node: Node) -> bool:
         """Its result is there already."""
-        return node.op in ALIASES or (node.op == "slice" and node.output in self._within)
+        return node.op in ALIASES or node.output in self._cut
 
     def _free(self, value: str) -> bool:
         """Nobody but the arena says where it lies."""
@@ -68,6 +69,7 @@ class Views:
         if piece and node.output not in self._bound and self._free(node.inputs[0]):
             start = np.ravel_multi_index(attrs["starts"], shape)
             self._within[node.output] = View(node.inputs[0], int(start) * np.dtype(node.type.dtype).itemsize)
+            self._cut.add(node.output)
 
     def _concat(self, node: Node) -> None:
         at = 0

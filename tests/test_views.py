@@ -72,6 +72,17 @@ def bound() -> Graph:
     )
 
 
+def rolled() -> Graph:
+    """Slices of what lies with the caller are written where the concat lies, not read where they come from."""
+    b = GraphBuilder("rolled")
+    x = b.input("x", (4, 6))
+    p = relu(b, x)
+    first = b.add("concat", [cut(b, p, (3, 0), (4, 6)), cut(b, p, (0, 0), (3, 6))], axis=0)
+    flat = b.add("reshape", [cut(b, x, (1, 0), (3, 6))], shape=(12,))
+    second = b.add("concat", [flat, b.add("reshape", [cut(b, x, (0, 0), (1, 6))], shape=(6,))], axis=0)
+    return b.finish([p, relu(b, first), relu(b, second)])
+
+
 def moved(graph: Graph) -> list[int]:
     """Values that each remaining kernel that only moves them writes."""
     specs = (lower(graph, HOST).kernels).values()
@@ -83,6 +94,7 @@ CASES = {
     "of a shape": (of_a_shape, [7 + 24 + 24]),
     "within within": (within_within, []),
     "bound": (bound, [6, 12, 48, 48]),
+    "rolled": (rolled, [6, 6, 12, 18]),
 }
 
 
