@@ -73,7 +73,7 @@ def bound() -> Graph:
 
 
 def rolled() -> Graph:
-    """Slices of what lies with the caller are written where the concat lies, not read where they come from."""
+    """Slices of what lies with the caller are written where the concat lies, not read where they are."""
     b = GraphBuilder("rolled")
     x = b.input("x", (4, 6))
     p = relu(b, x)
