@@ -91,9 +91,12 @@ def speedometer(target: Target, peaks: Peaks, cache: Path | None = None) -> Iter
 
 
 def rate_names(isa: Isa) -> tuple[str, ...]:
-    """The rows of kernels/mac.py that kernels for this instruction set multiply with."""
-    pairs = "portable" if isa.dot == "portable" else f"madd{isa.lanes * 32}"  # depthwise kernels
-    return tuple(dict.fromkeys(name for name in ("float32", isa.bf16, isa.dot, isa.pair_dot, pairs) if name))
+    """The rows of kernels/mac.py that kernels for this instruction set multiply with, or are measured by."""
+    bits = isa.lanes * 32
+    depthwise = "portable" if isa.dot == "portable" else f"madd{bits}"
+    coded = f"pairs{bits}" if isa.dot.startswith("madd") else ""
+    names = ("float32", isa.bf16, isa.dot, isa.pair_dot, depthwise, coded)
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def check_rates(rates: Mapping[str, float], isa: Isa) -> None:

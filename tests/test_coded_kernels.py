@@ -223,6 +223,16 @@ def test_products_of_one_value_quantise_it_once() -> None:
     assert not any(disagreement(got[v], want[v]) for v in graph.outputs)
 
 
+def coded_rate(format: str) -> str:
+    """What bounds 6 tokens times such a weight with AVX2."""
+    steps = lower(
+        graph_of([(sample_weight(64, 256, format), 6, "int8")]), TARGETS["x86-64-avx2"]
+    ).program.steps
+    (work,) = (step.work for step in steps if step.symbol.startswith("coded_"))
+    assert work is not None
+    return work.rate
+
+
 def test_work_is_counted_from_packed_codes() -> None:
     coded = sample_weight(64, 256, "int4:32")
     graph = graph_of([(coded, 1, "int8"), (coded, 6, "int8")])
@@ -232,6 +242,8 @@ def test_work_is_counted_from_packed_codes() -> None:
     assert [work.weight_bytes for work in works if work] == [coded.nbytes] * 2
     assert {work.rate for work in works if work} == {"vnni512"}
     assert works[1] and works[1].write_bytes == 6 * 64 * 4
+    rates = {f: coded_rate(f) for f in ("int4:32", "int7:32", "int8:32")}
+    assert rates == {"int4:32": "pairs256", "int7:32": "ubs256", "int8:32": ""}
     gather = ManyNodes()
     gather.add("coded_gather", gather_sample("int8:channel"))  # 5 rows of 21, which are packed as 24 or 32
     (step,) = lower(gather.graph(), TARGETS["x86-64-avx2"]).program.steps

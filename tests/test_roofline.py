@@ -195,7 +195,7 @@ def test_peak_kernels_do_nothing_but_multiply(tmp_path):
     if which("objdump") is None:
         pytest.skip("objdump (binutils) is not installed")
     instructions = {"float32": "vfmadd", "vnni": "vpdpbusd", "madd": "vpmaddwd|vpdpwssd", "ubs": "vpmaddubsw"}
-    instructions |= {"bf16": "vfmadd", "bf16dot": "vdpbf16ps"}
+    instructions |= {"pairs": "vpmaddubsw", "bf16": "vfmadd", "bf16dot": "vdpbf16ps"}
     for isa in [isa for isa in ISAS.values() if isa.dot != "portable"]:
         specs = {name: RateSpec(name, isa.lanes) for name in rate_names(isa)}
         assert all(spec.row.lanes == isa.lanes for spec in specs.values())

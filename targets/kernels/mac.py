@@ -6,13 +6,15 @@
     bf16dot   2      acc[n] += 2 x bfloat16 ** 2      vdpbf16ps
     vnni      4      acc[n] += 4 x uint8 * int8       vpdpbusd
     ubs       4      acc[n] += 4 x uint8 * int8       vpmaddubsw, vpmaddwd; for weights in bounded pairs only
+    pairs     4      4 x uint8 * int8, in 16 bits     vpmaddubsw; a limit: sums of short codes, widened late
     madd      2      acc[n] += 2 x int16 * int16      vpmaddwd; A widened when packed, B when loaded
     words     2      acc[n] += 2 x int16 * int16      vpmaddwd; both are int16 as they lie
     portable  1      acc[n] += int32 * int32          whatever LLVM makes of it
 
-All integer rows give the exact int32 sum. `ubs` would saturate at int16 for large weights: it is chosen only
-where every pair of weights keeps the bound of passes/pair_bound.py. It does a third more products a cycle
-than `madd` (178 against 135 GOP/s on a Zen 3 core that does 90 GFLOP/s: integer additions have three ports).
+All integer rows but `pairs`, which no kernel computes with, give the exact int32 sum. `ubs` would saturate at
+int16 for large weights: it is chosen only where every pair of weights keeps the bound of
+passes/pair_bound.py. It does a third more products a cycle than `madd` (178 against 135 GOP/s on a Zen 3 core
+that does 90 GFLOP/s: integer additions have three ports).
 
 A product of two bfloat16 numbers is exact in float32, so the two bf16 rows differ in nothing but this:
 vdpbf16ps takes subnormal numbers for zero and makes zero of subnormal sums. Both add the second product of a
@@ -78,13 +80,16 @@ class Mac:
         if self.group == 1:
             return acc + a * b
         out = emit.vector("int32", self.lanes)
-        if self.name.startswith("ubs"):
-            pairs = emit.vector("int16", 2 * self.lanes)
+        if self.name.startswith(("ubs", "pairs")):
+            short = emit.vector("int16", 2 * self.lanes)
             names = {
                 16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
                 8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
             }[self.lanes]
-            sums = emit.intrinsic(names[0], pairs, emit.bits(a, "int8", 4 * self.lanes), b)
+            sums = emit.intrinsic(names[0], short, emit.bits(a, "int8", 4 * self.lanes), b)
+            if self.name.startswith("pairs"):
+                total = emit.bits(acc, "int16", 2 * self.lanes) + sums
+                return emit.kept(emit.bits(total, "int32", self.lanes), self.lanes)
             return acc + emit.intrinsic(names[1], out, sums, emit.splat(1, "int16", 2 * self.lanes))
         if self.group == 4:
             name = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}[self.lanes]
@@ -151,6 +156,8 @@ INT8_MACS = {
         Mac("vnni512", 4, "uint8", "int8", "int32", 16),
         Mac("ubs512", 4, "uint8", "int8", "int32", 16, UBS),
         Mac("ubs256", 4, "uint8", "int8", "int32", 8, UBS),
+        Mac("pairs512", 4, "uint8", "int8", "int32", 16),
+        Mac("pairs256", 4, "uint8", "int8", "int32", 8),
         Mac("madd512", 2, "int16", "int8", "int32", 16, MADD),
         Mac("madd256", 2, "int16", "int8", "int32", 8, MADD),
         Mac("words512", 2, "int16", "int16", "int32", 16, WORDS),

@@ -64,13 +64,14 @@ class CodedSpec:
 
     @property
     def rate(self) -> str:
-        """The row of mac.py that does the same work; "" where several products share an addition, which none
-        of them does, or levels change their signs first."""
+        """The row of mac.py that does the same work, or where several products share an addition the one that
+        none of them exceeds; "" where levels change their signs first."""
         if not self.quantised:
             return "float32"
         if not self.dot.startswith("madd"):
             return self.dot
-        return "" if self.values.chain > 1 or self.values.signed else self.dot.replace("madd", "ubs")
+        row = "pairs" if self.values.chain > 1 else "ubs"
+        return "" if self.values.signed else self.dot.replace("madd", row)
 
     @property
     def tiles(self) -> Split:
