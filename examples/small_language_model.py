@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, metavar="FORM", help=str(FORMS))
     parser.add_argument("--codes", choices=METHODS, default="compensate", help="of what is coded")
-    parser.add_argument("--trials", type=int, default=8, help="plans that a search measures (8)")
+    parser.add_argument("--trials", type=int, default=4, help="plans that a search measures (4)")
     parser.add_argument("--tokens", type=int, default=2000, help="of the text to judge on (2000)")
     parser.add_argument("--threads", type=int, default=2, help="of a run (2)")
     options = parser.parse_args()
