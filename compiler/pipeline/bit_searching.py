@@ -37,8 +37,9 @@ FORMATS = (
 """A ladder from 2 to 8 bits. Smaller groups take off as much error for a bit as wider codes do, and layers
 need steps as fine as they differ. Most widths are multiples of 128 or 192; what the last group of a row lacks
 is stored all the same: of 576 inputs bitmod3:128 takes 3.4 bits a weight, bitmod3:64 3.2. Groups of 24 would
-take 3 % off the KL of a mix of 3.5 bits, by the table, but decode in 1.6 times the time. Whole rows are not
-among them: activations would have one scale for a token, and lose more than the weights gain.
+take 3 % off the KL of a mix of 3.5 bits, by the table, but kernels pad them to 4.4 bits and decode in 1.6
+times the time. Whole rows are not among them: activations would have one scale for a token, and lose more
+than the weights gain.
 """
 TRIALS = 4
 JUDGED = 4
