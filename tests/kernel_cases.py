@@ -126,6 +126,7 @@ LAYERS: dict[str, tuple[str, Sample]] = {
         "conv2d",
         conv((2, 7, 7, 12), (20, 12, 1, 1), q=True, strides=(2, 3), x_zero=128, y_zero=120, **Q8),
     ),
+    "four channels in several chunks": ("conv2d", conv((1, 2, 40, 4), (16, 4, 1, 3), pads=(0, 1, 0, 1))),
     "one column": ("conv2d", conv((1, 9, 1, 3), (5, 3, 3, 1), pads=(1, 0, 1, 0), dilations=(2, 1))),
     "one channel": ("conv2d", conv((1, 6, 6, 1), (1, 1, 3, 3), **RELU)),
     "one channel int8": ("conv2d", conv((1, 6, 6, 1), (1, 1, 3, 3), q=True, x_zero=5, y_zero=40, **Q8)),

@@ -79,6 +79,16 @@ def _instruction(a: Any, b: Any) -> tuple[Any, Any]:
     return (b, a) if "float" in str(kind) else (a, b)
 
 
+def once(number: Any) -> Any:
+    """A whole number, computed once. TVM would simplify the division of its expression to one by a negative
+    number, which it then fails to lower."""
+    if isinstance(number, int):
+        return number
+    place = local(1, "int64")
+    store(place, 0, number)
+    return load(place, 0)
+
+
 def larger(a: Any, b: Any) -> Any:
     """The larger of two floats, not a number where either is not: vmax both ways round, and the bits of both,
     which are equal but for that (and for zeros' signs)."""

@@ -141,6 +141,7 @@ class _Gemm:
                 value = emit.cast(value, dtype, width)
             emit.store(self.source, to + at, value, width)
 
+        count = emit.once(count)
         with emit.loop(0, count // lanes) as i:
             put(i * lanes, lanes)
         with emit.loop(count // lanes * lanes, count) as i:
@@ -149,6 +150,7 @@ class _Gemm:
     def pad(self, to: Any, count: Any, lanes: int) -> None:
         dtype = self.spec.mac.a_dtype
         value = float(self.spec.x_zero) if dtype == "float32" else self.spec.x_zero
+        count = emit.once(count)
         with emit.loop(0, count // lanes) as i:
             emit.store(self.source, to + i * lanes, emit.splat(value, dtype, lanes), lanes)
         with emit.loop(count // lanes * lanes, count) as i:
