@@ -87,17 +87,17 @@ class LayerCoder:
         hessian = inputs.hessian
         factors = self._factors(group, inputs)
         if factors is not None:
-            hessian = hessian / np.outer(factors, factors)
+            hessian = hessian / np.outer(factors, factors).astype(np.float32)
         drift = inputs.drift
         if factors is not None and drift is not None:
             drift = drift / np.outer(factors, factors).astype(np.float32)
-        code, metric = self._coder(hessian, drift), hessian.astype(np.float32)
+        code = self._coder(hessian, drift)
         made = {}
         for node in group:
             weight = self.weight(node) if factors is None else self.weight(node) * factors
             coded = code(weight, self.formats[node.name])
-            size = output_error(weight, np.zeros_like(weight), metric).sum()
-            error = output_error(weight, decode(coded), metric).sum() / (size or 1.0)
+            size = output_error(weight, np.zeros_like(weight), hessian).sum()
+            error = output_error(weight, decode(coded), hessian).sum() / (size or 1.0)
             made[node.name] = LayerCodes(coded, factors, float(error))
         return made
 

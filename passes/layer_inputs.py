@@ -20,8 +20,8 @@ STRIPE = 1024
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """hessian float64 [k, k]: sum over rows of x x^T; magnitude float64 [k]: mean |x|; rows: how many;
-    drift float32 [k, k]: sum of (x in the float network - x) x^T, None where that is not asked for.
+    """hessian float32 [k, k]: sum over rows of x x^T, added in float64; magnitude float64 [k]: mean |x|;
+    rows: how many; drift float32 [k, k]: sum of (x in the float network - x) x^T, None where not asked for.
     """
 
     hessian: np.ndarray
@@ -49,7 +49,7 @@ def layer_inputs(values: LiveValues, value: str, in_float: LiveValues | None = N
         _add_products(hessian, x, x)
         magnitude += np.abs(x).sum(0, dtype=np.float64)
         rows += len(x)
-    return LayerInputs(hessian, magnitude / max(rows, 1), rows, drift)
+    return LayerInputs(hessian.astype(np.float32), magnitude / max(rows, 1), rows, drift)
 
 
 def _add_products(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
